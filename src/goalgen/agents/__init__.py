@@ -1,0 +1,34 @@
+"""The two agents, and the pair of them in an environment."""
+
+from goalgen.agents.gc_agent import (
+    GCAgent,
+    GreedyGCAgent,
+    LookaheadGCAgent,
+    PosteriorGCAgent,
+    Potential,
+    ValueGCAgent,
+    View,
+    gc_agent_kinds,
+    make_gc_agent,
+    register_gc_agent,
+)
+from goalgen.agents.pair import Agents, make_agents
+from goalgen.agents.s_agent import Decision, ProposalsSAgent, SAgent
+
+__all__ = [
+    "Agents",
+    "Decision",
+    "GCAgent",
+    "GreedyGCAgent",
+    "LookaheadGCAgent",
+    "PosteriorGCAgent",
+    "Potential",
+    "ProposalsSAgent",
+    "SAgent",
+    "ValueGCAgent",
+    "View",
+    "gc_agent_kinds",
+    "make_agents",
+    "make_gc_agent",
+    "register_gc_agent",
+]

@@ -1,0 +1,98 @@
+"""The S-agent: sees the canvas, never the goal. It acts, and in this world it also draws what to act with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from goalgen.agents.networks import Torso
+from goalgen.environments import Discrete
+from goalgen.likelihoods import full_precision
+
+UNIFORM_SHARE = 1e-3
+"""Part of every discrete policy that is uniform: it bounds each KL by log(A / UNIFORM_SHARE) nats a choice."""
+
+
+@dataclass
+class Decision:
+    """What the S-agent says at a state: its policy p(. | x_h) and what it proposes."""
+
+    policy: Distribution
+    proposals: Any
+    """Proposals: (B, A, C, height, width) to choose from, or (B, cells, C, height, width) already chosen."""
+
+
+class SAgent(nn.Module):
+    """Base class. ``forward(h, state)`` with h (B,) int64 returns a :class:`Decision`."""
+
+    def forward(self, h: Tensor, state: Tensor) -> Decision:
+        raise NotImplementedError
+
+
+class ProposalsSAgent(SAgent):
+    """Proposal network and policy p(a | x_h) on one torso (the paper's S-agent).
+
+    Every proposal is a linear map of the features, plus an image of its own at every step: the latter gives
+    the first step, whose canvas may be the same for all goals, its variety.
+
+    Args:
+        torso: network (see :mod:`goalgen.agents.networks`).
+        shape: (C, height, width).
+        horizon: H.
+        action_space: number of proposals and cells.
+        spread: standard deviation of the proposals when training begins.
+    """
+
+    def __init__(
+        self,
+        torso: Torso,
+        shape: tuple[int, int, int],
+        horizon: int,
+        action_space: Discrete,
+        spread: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.torso = torso
+        self.shape = shape
+        self.action_space = action_space
+        count, cells = action_space.num_actions, action_space.cells
+        scale = 0.3 / math.sqrt(torso.num_features)
+        self.weight = nn.Parameter(torch.randn(count, torso.position_pixels, torso.num_features) * scale)
+        self.bias = nn.Parameter(torch.randn(horizon, count, *shape) * spread)
+        self.logit_weight = nn.Parameter(torch.zeros(count, cells, torso.num_context))
+        self.logit_bias = nn.Parameter(torch.zeros(count, horizon, cells))
+
+    def forward(self, h: Tensor, state: Tensor) -> Decision:
+        """Policy and all proposals (B, A, C, height, width)."""
+        features, context = self.torso(h, state)  # (B, F, P), (B, width)
+        flat = self.weight.flatten(0, 1)  # (A D, F)
+        pixels = (flat @ features).unflatten(1, self.weight.shape[:2])  # (B, A, D, P)
+        images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h]
+        return Decision(self._policy(h, context), images)
+
+    def replay(self, h: Tensor, state: Tensor, action: Tensor) -> Decision:
+        """Policy and only the chosen proposals (B, cells, C, height, width), of actions (B, cells).
+
+        Equal to choosing from :meth:`forward`, at a fraction of its cost and memory.
+        """
+        features, context = self.torso(h, state)
+        pixels = self.weight[action] @ features.unsqueeze(1)  # (B, cells, D, P)
+        images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h.unsqueeze(1), action]
+        return Decision(self._policy(h, context), images)
+
+    def _policy(self, h: Tensor, context: Tensor) -> Distribution:
+        weight = self.logit_weight.flatten(0, 1)  # (A cells, width)
+        logits = full_precision(context @ weight.T).unflatten(1, self.logit_weight.shape[:2])  # (B, A, cells)
+        logits = (logits + self.logit_bias[:, h].transpose(0, 1)).transpose(1, 2)
+        uniform = math.log(UNIFORM_SHARE / self.action_space.num_actions)
+        mixed = torch.logaddexp(logits.log_softmax(-1) + math.log1p(-UNIFORM_SHARE), torch.full_like(logits, uniform))
+        return self.action_space.policy(mixed)
+
+    def rows(self) -> dict[str, int]:
+        """Parameters with one row per proposal: name -> dimension that counts the proposals."""
+        return {"weight": 0, "bias": 1, "logit_weight": 0, "logit_bias": 0}

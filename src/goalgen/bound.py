@@ -1,0 +1,58 @@
+"""The one number both agents are trained on: an upper bound on -log p(g | x_0), in nats an image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goalgen.agents import Agents
+from goalgen.rollout import Trajectory, rollout
+
+
+@dataclass
+class Bound:
+    """J of every image, split into its terms. (Equation 3)"""
+
+    reconstruction: Tensor
+    """-log p(g | x_H), (B,) nats"""
+    kl: Tensor
+    """KL(q || p) of every step, (H, B) nats"""
+
+    @property
+    def total(self) -> Tensor:
+        """J = reconstruction + sum of the KLs, (B,) nats."""
+        return self.reconstruction + self.kl.sum(0)
+
+
+def bits_per_dim(nats: Tensor | float, shape: tuple[int, int, int]) -> Tensor | float:
+    """Nats an image as bits per dimension, J / (C height width ln 2). (Equation 14)
+
+    The only place where the unit changes.
+    """
+    return nats / (math.prod(shape) * math.log(2))
+
+
+def bound(agents: Agents, trajectory: Trajectory) -> Bound:
+    """J of the goals of a trajectory, one sample of its expectation. (Equation 3)"""
+    canvas = agents.environment.canvas(trajectory.states[-1])
+    return Bound(-agents.likelihood.log_prob(trajectory.goals, canvas), trajectory.kl)
+
+
+def log_weight(agents: Agents, trajectory: Trajectory) -> Tensor:
+    """log p(g, tau) - log q(tau | g), (B,) nats: the integrand of equation 4."""
+    canvas = agents.environment.canvas(trajectory.states[-1])
+    return agents.likelihood.log_prob(trajectory.goals, canvas) + trajectory.log_ratio.sum(0)
+
+
+@torch.no_grad()
+def importance_weighted_bound(agents: Agents, start: Tensor, goals: Tensor, noise: Tensor) -> Tensor:
+    """The tighter bound from K trajectories, (B,) nats (Burda et al. 2016). (Equation 4)
+
+    Args:
+        noise: (K, H, B, ...), independent noise for each trajectory.
+    """
+    weights = torch.stack([log_weight(agents, rollout(agents, start, goals, n)) for n in noise])
+    return math.log(len(weights)) - torch.logsumexp(weights, 0)

@@ -1,0 +1,19 @@
+"""Goals: where they come from, how they become tensors, and in which order they are visited."""
+
+from goalgen.data.batches import BatchOrder, augment_shift
+from goalgen.data.images import binarize_images, decode_image, from_unit, inspect_image, to_bytes, to_unit
+from goalgen.data.sources import ImageSet, Splits, load_data
+
+__all__ = [
+    "BatchOrder",
+    "ImageSet",
+    "Splits",
+    "augment_shift",
+    "binarize_images",
+    "decode_image",
+    "from_unit",
+    "inspect_image",
+    "load_data",
+    "to_bytes",
+    "to_unit",
+]

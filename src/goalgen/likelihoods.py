@@ -1,0 +1,98 @@
+"""p(g | x_H): proper likelihoods of discrete pixel levels around a canvas.
+
+Tensors: goals and canvases (..., C, height, width) in [-1, 1], log-probabilities per pixel in nats.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` in float32 at least: what autocast made half precision is raised, float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def discretised_logistic_log_prob(goal: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
+    """Log-probability (nats) of each pixel's level under a logistic rounded to ``levels`` grey levels.
+
+    The levels divide [-1, 1] evenly; the first and the last one take the tails, so the probabilities
+    of all levels sum to one (Salimans et al. 2017, section 2.1). (Equation 11)
+
+    Args:
+        goal: values of levels, k -> 2 k / (levels - 1) - 1, any shape.
+        mean: location of the logistic, broadcastable to ``goal``.
+        log_scale: its log scale, broadcastable to ``goal``.
+        levels: number of grey levels, at least 2.
+    """
+    half = 1.0 / (levels - 1)
+    inverse = torch.exp(-log_scale)
+    upper = (goal - mean + half) * inverse
+    lower = (goal - mean - half) * inverse
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)): exact in the far
+    # tails, where the difference of two sigmoids would round to zero.
+    below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
+    width = (2 * half * inverse).expand_as(above)
+    inside = below + above + torch.log(-torch.expm1(-width))
+    first, last = goal < -1 + half, goal > 1 - half
+    return torch.where(first, below, torch.where(last, above, inside))
+
+
+def bernoulli_log_prob(goal: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability (nats) of black-and-white pixels with logit ``mean / scale``. (Equation 12)
+
+    The same as :func:`discretised_logistic_log_prob` at two levels.
+    """
+    return F.logsigmoid(torch.where(goal > 0, mean, -mean) * torch.exp(-log_scale))
+
+
+class Likelihood(nn.Module):
+    """p(g | x): pixels independent given the canvas, the scale of each read from the canvas.
+
+    A pixel's log scale is a learned constant plus a small function of its neighbourhood, so that flat
+    background can be certain where an outline is not.
+
+    Args:
+        shape: (C, height, width) of a canvas.
+        levels: grey levels of the data; 2 is Bernoulli.
+        hidden: channels of the scale network; 0 keeps one constant a pixel.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], levels: int, hidden: int = 16) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"a likelihood needs at least 2 grey levels, not {levels}")
+        self.levels = levels
+        self.log_scale_bias = nn.Parameter(torch.full(shape, -1.0))
+        self.scale_network: nn.Module | None = None
+        if hidden:
+            last = nn.Conv2d(hidden, shape[0], 3, padding=1)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+            self.scale_network = nn.Sequential(nn.Conv2d(shape[0], hidden, 3, padding=1), nn.SiLU(), last)
+
+    def log_scale(self, canvas: Tensor) -> Tensor:
+        """Log scale of every pixel, shape of ``canvas`` (..., C, height, width)."""
+        bias = self.log_scale_bias
+        if self.scale_network is None:
+            return bias.expand_as(canvas)
+        flat = canvas.reshape(-1, *canvas.shape[-3:])
+        delta = full_precision(self.scale_network(flat)).reshape(canvas.shape)
+        # A smooth floor: a scale far below one level gains nothing and overflows.
+        floor = math.log(0.05 / (self.levels - 1))
+        return floor + F.softplus(bias + delta - floor)
+
+    def log_prob_map(self, goal: Tensor, canvas: Tensor) -> Tensor:
+        """log p of every pixel (nats), shape of ``canvas``; ``goal`` must be broadcastable to it."""
+        goal, log_scale = goal.expand_as(canvas), self.log_scale(canvas)
+        if self.levels == 2:
+            return bernoulli_log_prob(goal, canvas, log_scale)
+        return discretised_logistic_log_prob(goal, canvas, log_scale, self.levels)
+
+    def log_prob(self, goal: Tensor, canvas: Tensor) -> Tensor:
+        """log p(g | x) in nats, summed over pixels: (...)."""
+        return self.log_prob_map(goal, canvas).sum((-3, -2, -1))

@@ -1,0 +1,88 @@
+"""The order of the data is a function of (seed, step)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from goalgen import rng
+from goalgen.data.batches import BatchOrder, augment_shift
+from goalgen.errors import GoalgenError
+
+sizes = st.integers(1, 40)
+
+
+@given(sizes, st.integers(1, 100), st.integers(0, 5))
+def test_every_epoch_is_a_permutation(size: int, batch_size: int, seed: int) -> None:
+    order = BatchOrder(size, batch_size, seed)
+    steps = -(-3 * size // batch_size)
+    batches = [order.indices(step) for step in range(steps)]
+    assert all(b.shape == (batch_size,) and b.dtype == torch.int64 for b in batches)
+    row = torch.cat(batches)
+    for epoch in range(3):
+        assert row[epoch * size : (epoch + 1) * size].sort().values.tolist() == list(range(size))
+
+
+@settings(max_examples=40)
+@given(sizes, st.integers(1, 100), st.lists(st.integers(0, 60), min_size=1, max_size=10))
+def test_random_access_equals_sequential(size: int, batch_size: int, steps: list[int]) -> None:
+    sequential = BatchOrder(size, batch_size, 3)
+    batches = [sequential.indices(step) for step in range(max(steps) + 1)]
+    jumping = BatchOrder(size, batch_size, 3)
+    for step in steps:
+        assert (jumping.indices(step) == batches[step]).all()
+        assert jumping.epoch(step) == step * batch_size // size
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = BatchOrder(1000, 1000, 0)
+    assert (order.indices(0) != order.indices(1)).any()
+    assert (order.indices(0) != BatchOrder(1000, 1000, 1).indices(0)).any()
+
+
+def test_a_caller_may_write_into_a_batch() -> None:
+    order = BatchOrder(10, 5, 0)
+    first = order.indices(0)
+    expected = first.clone()
+    first.zero_()
+    assert (order.indices(0) == expected).all()
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(GoalgenError, match="at least 1 image"):
+        BatchOrder(0, 1, 0)
+    with pytest.raises(GoalgenError, match="batch size"):
+        BatchOrder(1, 0, 0)
+    with pytest.raises(GoalgenError, match="no step -1"):
+        BatchOrder(1, 1, 0).indices(-1)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3), st.integers(0, 10))
+def test_shifted_pixels_come_from_the_right_place(pixels: int, seed: int) -> None:
+    images = torch.arange(6 * 2 * 5 * 7).reshape(6, 2, 5, 7).to(torch.uint8)
+    shifted = augment_shift(images, rng.generator(seed, "augment"), pixels)
+    assert shifted.dtype == images.dtype
+    padded = torch.nn.functional.pad(images.float(), (pixels,) * 4, mode="replicate").to(torch.uint8)
+    windows = [(dy, dx) for dy in range(2 * pixels + 1) for dx in range(2 * pixels + 1)]
+    for image, padded_image in zip(shifted, padded, strict=True):
+        assert any((image == padded_image[:, y : y + 5, x : x + 7]).all() for y, x in windows)
+
+
+def test_shifts_are_uniform_and_independent() -> None:
+    image = torch.zeros(1, 1, 5, 5)
+    image[..., 2, 2] = 1
+    shifted = augment_shift(image.expand(9000, -1, -1, -1), rng.generator(0, "augment"))
+    share = shifted.mean(0)[0]
+    assert (share[1:4, 1:4] - 1 / 9).abs().max() < 0.02  # 6 standard deviations
+    assert share.sum() == pytest.approx(1)
+    assert (augment_shift(image, rng.generator(0, "augment"), pixels=0) == image).all()
+
+
+def test_bad_shifts() -> None:
+    with pytest.raises(GoalgenError, match="N, C, height, width"):
+        augment_shift(torch.zeros(2, 2), rng.generator(0, "a"))
+    with pytest.raises(GoalgenError, match="pixels"):
+        augment_shift(torch.zeros(1, 1, 2, 2), rng.generator(0, "a"), pixels=-1)
