@@ -17,6 +17,10 @@ from goalgen.likelihoods import full_precision
 UNIFORM_SHARE = 1e-3
 """Part of every discrete policy that is uniform: it bounds each KL by log(A / UNIFORM_SHARE) nats a choice."""
 
+GATHER_ABOVE = 128
+"""Number of proposals above which :meth:`ProposalsSAgent.replay` draws only the chosen ones. Below, one dense product
+of all is faster than many small ones."""
+
 
 @dataclass
 class Decision:
@@ -78,10 +82,14 @@ class ProposalsSAgent(SAgent):
     def replay(self, h: Tensor, state: Tensor, action: Tensor) -> Decision:
         """Policy and only the chosen proposals (B, cells, C, height, width), of actions (B, cells).
 
-        Equal to choosing from :meth:`forward`, at a fraction of its cost and memory.
+        Equal to choosing from :meth:`forward`; with many proposals at a fraction of its cost and memory.
         """
         features, context = self.torso(h, state)
-        pixels = self.weight[action] @ features.unsqueeze(1)  # (B, cells, D, P)
+        if self.action_space.num_actions <= GATHER_ABOVE:
+            flat = (self.weight.flatten(0, 1) @ features).unflatten(1, self.weight.shape[:2])  # (B, A, D, P)
+            pixels = flat.gather(1, action[:, :, None, None].expand(-1, -1, *flat.shape[2:]))
+        else:
+            pixels = self.weight[action] @ features.unsqueeze(1)  # (B, cells, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h.unsqueeze(1), action]
         return Decision(self._policy(h, context), images)
 

@@ -70,8 +70,8 @@ class Features(Protocol):
 class ClassifierFeatures:
     """The 64 penultimate units of a small convolutional classifier, standardised on its training images.
 
-    The classifier is trained when the cache does not have it: seconds for 1,400 images of 8x8, a minute
-    or two for 60,000 of 28x28. The same seed, thread count and PyTorch give the same weights.
+    The classifier is trained when the cache does not have it: seconds for 1,400 images of 8x8, about a
+    minute for 60,000 of 28x28 on two cores. The same seed, thread count and PyTorch give the same weights.
 
     Attributes:
         classes: the labels it knows, (K,) int64, ascending.
@@ -358,7 +358,7 @@ def load_or_make(
     path = (cache or cache_folder()) / f"{kind}-{key}.safetensors"
     try:
         return _read_checked(path, like)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, SafetensorError, ValueError) as error:
         warnings.warn(f"{path} is damaged ({error}); making it anew", stacklevel=2)

@@ -1,0 +1,90 @@
+"""The batch of a step: goals, starts and noise, all functions of (seed, step)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goalgen import rng
+from goalgen.config import Config
+from goalgen.data import BatchOrder, ImageSet, augment_shift, binarize_images, to_unit
+from goalgen.environments import Environment
+from goalgen.errors import GoalgenError
+from goalgen.rollout import draw_noise
+from goalgen.starts import FolderStart, Start
+
+
+@dataclass
+class Batch:
+    """One process's rows of a batch."""
+
+    start: Tensor
+    """(B, C, height, width)"""
+    goals: Tensor
+    """(B, C, height, width) in [-1, 1]"""
+    noise: Tensor
+    """(H, B, ...)"""
+    interrupt: Tensor | None
+    """(H, B, 1 + cells), for chain dropout"""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on ``device``."""
+        interrupt = None if self.interrupt is None else self.interrupt.to(device)
+        return Batch(self.start.to(device), self.goals.to(device), self.noise.to(device), interrupt)
+
+
+def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
+    """Names by which a folder of starts is paired with ``images``; None where it is sampled instead."""
+    if isinstance(start, FolderStart) and images.names is not None and start.pairs_with(images.names):
+        return images.names
+    return None
+
+
+class Batches:
+    """Random access to the batches of a run.
+
+    Every process draws the numbers of the whole batch and keeps its rows, so that the number of processes does not
+    change what is learned from.
+    """
+
+    def __init__(
+        self, config: Config, train: ImageSet, binarize: bool, start: Start, environment: Environment, rank: int, world: int
+    ) -> None:
+        size = config.training.batch_size
+        if size % world:
+            raise GoalgenError(f"--batch-size {size} cannot be shared by {world} processes; make it a multiple of {world}")
+        self.config = config
+        self.train = train
+        self.binarize = binarize
+        self.start = start
+        self.environment = environment
+        self.order = BatchOrder(len(train), size, config.seed)
+        self.names = pairing_names(start, train)
+        self.rows = slice(rank * size // world, (rank + 1) * size // world)
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of optimiser step ``step`` (counted from 0)."""
+        seed, settings = self.config.seed, self.config.training
+        indices = self.order.indices(step)
+        images = self.train.images[indices]
+        levels = self.train.levels
+        if settings.augment:
+            images = augment_shift(images, rng.generator(seed, "augmentation", step))
+        if self.binarize:
+            images, levels = binarize_images(images, levels, rng.generator(seed, "binarisation", step)), 2
+        goals = to_unit(images, levels)
+        names = [self.names[i] for i in indices.tolist()] if self.names else None
+        start = self.start(len(goals), goals=goals, names=names, generator=rng.generator(seed, "start", step))
+        noise = draw_noise(self.environment, len(goals), rng.generator(seed, "actions", step))
+        interrupt = None
+        if settings.chain_dropout > 0:
+            cells = self.environment.action_space.shape[0]
+            generator = rng.generator(seed, "chain dropout", step)
+            interrupt = torch.rand(self.environment.horizon, len(goals), 1 + cells, generator=generator)
+            interrupt[:, :, 0] -= settings.chain_dropout
+        keep = self.rows
+        return Batch(
+            start[keep], goals[keep], noise[:, keep], None if interrupt is None else interrupt[:, keep]
+        )

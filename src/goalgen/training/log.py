@@ -1,0 +1,54 @@
+"""log.jsonl: one JSON object a record, written through Accelerate's trackers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, on_main_process
+
+from goalgen.storage import write_text
+
+
+class JSONLTracker(GeneralTracker):
+    """Appends each record to a file, flushed at once."""
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """The configuration is in config.json already."""
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Records of a log, oldest first; a last line cut short by a crash is left out."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop the records after ``step``: a resumed run writes them again."""
+    if path.is_file():
+        kept = [r for r in read_log(path) if r.get("step", 0) <= step]
+        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))

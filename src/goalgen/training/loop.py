@@ -1,0 +1,444 @@
+"""The training loop: one function for a laptop, a GPU, or several under ``accelerate launch``."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+from tqdm import tqdm
+
+from goalgen import rng
+from goalgen.agents import Agents, make_agents
+from goalgen.bound import Bound, bits_per_dim, bound
+from goalgen.config import Config, load_config, save_config
+from goalgen.data import ImageSet, Splits, from_unit, load_data, to_bytes, to_unit
+from goalgen.errors import GoalgenError
+from goalgen.learners import Learned, make_learner
+from goalgen.pictures import columns_for, film_strip, save_gif, save_png, tile
+from goalgen.rollout import draw_noise, rollout, sample_rollout
+from goalgen.starts import ImageStart, Start, make_start
+from goalgen.storage import write_atomically
+from goalgen.training.batches import Batches, pairing_names
+from goalgen.training.checkpoints import Progress, list_checkpoints, load_checkpoint, save_checkpoint, save_model
+from goalgen.training.ema import EMA
+from goalgen.training.log import JSONLTracker, cut_log
+from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
+from goalgen.training.revival import revive
+
+DEFAULT_SECONDS = 600.0
+"""Length of a run for which neither steps nor seconds are given."""
+
+MAY_CHANGE = {
+    "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
+    "tensorboard", "quiet", "out",
+}  # fmt: skip
+"""Settings that a run may be resumed with although they differ; all others decide what is learned."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    seconds: float
+    best_bits: float | None
+    """Lowest held-out bound, bits/dim."""
+    interrupted: bool
+    """A signal stopped it; the same command goes on."""
+
+
+def train(config: Config) -> Outcome:
+    """Train, or resume, the run that ``config`` describes.
+
+    Raises:
+        GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
+    """
+    check_config(config)
+    prepare_folder(config)
+    return Trainer(config, load_data(config.data)).run()
+
+
+def check_config(config: Config) -> None:
+    """Refuse numbers that make no run, one line each.
+
+    Raises:
+        GoalgenError: naming the setting, its value and what it may be.
+    """
+    training = config.training
+    for name, least in (
+        ("batch_size", 1), ("warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
+        ("keep", 1), ("picture_every", 0), ("log_every", 1), ("revive_every", 0),
+    ):  # fmt: skip
+        value = getattr(training, name)
+        if value is not None and value < least:
+            raise GoalgenError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    for name in ("learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds"):
+        value = getattr(training, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise GoalgenError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    for name in ("ema", "chain_dropout", "revive_below"):
+        value = getattr(training, name)
+        if not 0 <= value < 1:
+            raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
+    if not 0 <= training.weight_decay < math.inf:
+        raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
+
+
+def differences(mine: Any, saved: Any, prefix: str = "") -> list[str]:
+    """Settings that differ, as "name (saved x, now y)", those that may change left out."""
+    found = []
+    for item in fields(mine):
+        a, b = getattr(mine, item.name), getattr(saved, item.name)
+        if is_dataclass(a):
+            found += differences(a, b)
+        elif a != b and item.name not in MAY_CHANGE:
+            found.append(f"--{item.name.replace('_', '-')} (saved {b}, now {a})")
+    return found
+
+
+def prepare_folder(config: Config) -> None:
+    """Make the run's folder, or check that it holds this very run.
+
+    Raises:
+        GoalgenError: the folder holds something else, or cannot be made.
+    """
+    folder = config.out
+    saved = folder / "config.json"
+    if saved.exists():
+        changed = differences(config, load_config(saved))
+        if changed:
+            raise GoalgenError(
+                f"{folder} holds a run with other settings: {', '.join(changed)}; choose another --out, or repeat the "
+                "command it was started with"
+            )
+        return
+    if folder.is_file():
+        raise GoalgenError(f"--out {folder} is a file; choose a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        raise GoalgenError(f"--out {folder} cannot be made: {error.strerror or error}") from None
+    if occupied:
+        raise GoalgenError(f"--out {folder} is not empty and holds no goalgen run; choose another folder")
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM until the step in hand is done; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+    @contextmanager
+    def listening(self) -> Iterator[StopSignal]:
+        """Catch the signals inside the block; elsewhere than in the main thread nothing is changed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Trainer:
+    """One run. :func:`train` is the way in; the class is for those who change the loop."""
+
+    def __init__(self, config: Config, data: Splits) -> None:
+        self.config, self.settings = config, config.training
+        self.data = data
+        self.shape = data.train.shape
+        self.levels = 2 if data.binarize else data.train.levels
+        self.accelerator = self._accelerator()
+        self.main = self.accelerator.is_main_process
+        agents = make_agents(config.model, self.shape, self.levels, rng.derive_seed(config.seed, "weights"))
+        self.start = make_start(config.model.start, self.shape, mean_image(data.train), config.data)
+        self.batches = Batches(
+            config, data.train, data.binarize, self.start, agents.environment,
+            self.accelerator.process_index, self.accelerator.num_processes,
+        )  # fmt: skip
+        agents.to(self.accelerator.device)
+        self.ema = EMA(agents, self.settings.ema)
+        learner = make_learner(agents, self.settings.backprop)
+        optimizer = make_optimizer(agents, self.settings)
+        self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
+        self.agents: Agents = agents
+        self.progress = Progress()
+        self.clock = time.perf_counter()
+        self.stop = StopSignal()
+
+    def _accelerator(self) -> Accelerator:
+        tracker: list[Any] = [JSONLTracker(self.config.out / "log.jsonl")]
+        if self.settings.tensorboard:
+            tracker.append("tensorboard")
+        try:
+            return Accelerator(
+                mixed_precision=self.settings.precision,
+                log_with=tracker,
+                project_dir=self.config.out,
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+            )
+        except (ValueError, ImportError) as error:
+            raise GoalgenError(f"the training setup does not fit this machine: {error}") from None
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train until the end, a signal, or a loss that is not finite."""
+        self._resume()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
+            self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
+        bar = tqdm(
+            total=self._total(), initial=self._position(), unit="", disable=True if self._silent() else None,
+            bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
+        )  # fmt: skip
+        self.clock = time.perf_counter() - self.progress.seconds
+        self.saved_at = self.progress.seconds
+        window: list[Learned] = []
+        mark = (time.perf_counter(), self.progress.step)
+        with self.stop.listening():
+            while not self._finished():
+                window.append(self._step())
+                step = self.progress.step
+                if step % self.settings.log_every == 0:
+                    rate_now = (step - mark[1]) * self.settings.batch_size / (time.perf_counter() - mark[0])
+                    record = self._log(window, rate_now)
+                    window, mark = [], (time.perf_counter(), step)
+                    bar.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim, {rate_now:,.0f} images/s")
+                bar.n = self._position()
+                bar.refresh() if step % self.settings.log_every == 0 else None
+                self._at_intervals()
+        bar.close()
+        return self._end()
+
+    def _silent(self) -> bool:
+        return self.settings.quiet or not self.main
+
+    def _total(self) -> float:
+        return self.settings.max_steps or self.settings.max_seconds or DEFAULT_SECONDS
+
+    def _position(self) -> float:
+        return self.progress.step if self.settings.max_steps else min(self.progress.seconds, self._total())
+
+    def _finished(self) -> bool:
+        self.progress.seconds = time.perf_counter() - self.clock
+        settings = self.settings
+        over = settings.max_steps is not None and self.progress.step >= settings.max_steps
+        seconds = settings.max_seconds or (None if settings.max_steps else DEFAULT_SECONDS)
+        late = seconds is not None and self.progress.seconds >= seconds
+        return over or self._agreed(late or self.stop.received)
+
+    def _agreed(self, flag: bool) -> bool:
+        """Whether any process says so: clocks and signals differ between processes, the last step must not."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        mine = torch.tensor([float(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(mine, "sum").item() > 0)
+
+    def _done(self) -> float:
+        """Share of the run that lies behind. With --max-steps it is a function of the step alone."""
+        if self.settings.max_steps:
+            return self.progress.step / self.settings.max_steps
+        return self.progress.seconds / (self.settings.max_seconds or DEFAULT_SECONDS)
+
+    def _step(self) -> Learned:
+        settings, step = self.settings, self.progress.step
+        batch = self.batches(step).to(self.accelerator.device)
+        factor = rate(settings, step, self._done())
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        torch.manual_seed(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
+        self.learner.train()
+        learned: Learned = self.learner(batch.start, batch.goals, batch.noise, batch.interrupt)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(learned.loss)
+        norm = torch.nn.utils.clip_grad_norm_(self.agents.generative_parameters(), settings.clip_norm)
+        other = torch.nn.utils.clip_grad_norm_(self.agents.gc_parameters() or [norm], settings.clip_norm)
+        if not torch.isfinite(learned.loss + norm + other):
+            self._stop_at_nan(learned.bound)
+        self.optimizer.step()
+        self.progress.step = step + 1
+        self._count(learned)
+        self.ema.update(self.agents, step + 1)
+        if settings.revive_every and (step + 1) % settings.revive_every == 0:
+            generator = rng.generator(self.config.seed, "revival", step)
+            self.progress.revived += revive(
+                self.agents, self.ema.module, self.optimizer, generator, settings.revive_below
+            )
+        return learned
+
+    def _stop_at_nan(self, terms: Bound) -> None:
+        culprit = first_bad_tensor(terms, self.agents)
+        kept = list_checkpoints(self.config.out)
+        where = f"the last checkpoint, {kept[-1].name}, is kept" if kept else "no checkpoint had been written"
+        raise GoalgenError(f"training stopped at step {self.progress.step}: {culprit}; {where}; try a lower --learning-rate")
+
+    def _count(self, learned: Learned) -> None:
+        """Running average of how often each proposal is chosen, the same on every process."""
+        if learned.usage is not None:
+            usage = self.accelerator.reduce(learned.usage, "mean") if self.accelerator.num_processes > 1 else learned.usage
+            self.agents.usage.lerp_(usage, 0.01)
+
+    # -- at intervals ----------------------------------------------------------------------------------------------
+
+    def _at_intervals(self) -> None:
+        settings, step = self.settings, self.progress.step
+        if step % settings.eval_every == 0:
+            self._validate()
+        if settings.picture_every and step % settings.picture_every == 0 and self.main:
+            self._pictures()
+        self.progress.seconds = time.perf_counter() - self.clock
+        due = self.progress.seconds - self.saved_at >= settings.checkpoint_seconds
+        if step % settings.checkpoint_every == 0 or self._agreed(due):
+            self._checkpoint()
+
+    def _log(self, window: list[Learned], images_per_second: float) -> dict[str, float]:
+        reconstruction = torch.cat([w.bound.reconstruction for w in window]).mean()
+        kl = torch.cat([w.bound.kl for w in window], 1).mean(1)
+        extra = {name: torch.stack([w.extra[name] for w in window]).mean() for name in window[0].extra}
+        names = ["reconstruction_nats", *(f"kl_nats_{h}" for h in range(len(kl))), *extra]
+        values = torch.cat([reconstruction[None], kl, *(v[None] for v in extra.values())])
+        if self.accelerator.num_processes > 1:
+            values = self.accelerator.reduce(values, "mean")
+        record: dict[str, float] = dict(zip(names, values.tolist(), strict=True))
+        record["kl_nats"] = sum(record[f"kl_nats_{h}"] for h in range(len(kl)))
+        record["nll_bound_nats"] = record["reconstruction_nats"] + record["kl_nats"]
+        record["bits_per_dim"] = float(bits_per_dim(record["nll_bound_nats"], self.shape))
+        record |= {"images_per_second": images_per_second, "seconds": self.progress.seconds}
+        record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        record["revived"] = self.progress.revived
+        self.accelerator.log(record, step=self.progress.step)
+        return record
+
+    def _validate(self) -> None:
+        """The bound on held-out goals with the averaged weights; keep the best."""
+        total = validation_bound(self.ema.module, self.data.validation, self.start, self.config.seed)
+        bits = float(bits_per_dim(total, self.shape))
+        self.accelerator.log({"validation_bits_per_dim": bits}, step=self.progress.step)
+        if self.progress.best_bits is None or bits < self.progress.best_bits:
+            self.progress.best_bits, self.progress.best_step = bits, self.progress.step
+            self._save_model("best", bits)
+
+    def _save_model(self, name: str, bits: float | None) -> None:
+        if self.main:
+            image = self.start.image if isinstance(self.start, ImageStart) else None
+            facts = {
+                "step": self.progress.step,
+                "seconds": round(self.progress.seconds, 3),
+                "validation_bits_per_dim": bits,
+                "label_names": list(self.data.label_names) if self.data.label_names else None,
+            }
+            save_model(self.config.out / name, self.config, self.ema.module, self.agents, image, facts)
+
+    @torch.no_grad()
+    def _pictures(self) -> None:
+        """Samples and trajectories of the averaged S-agent, always from the same noise."""
+        count = 64
+        generator = rng.generator(self.config.seed, "pictures")
+        device = self.accelerator.device
+        goals, names = fixed_goals(self.data.validation, self.start, count)
+        start = self.start(count, goals=goals, names=names, generator=generator).to(device)
+        noise = draw_noise(self.agents.environment, count, generator).to(device)
+        states = sample_rollout(self.ema.module, start, noise).states
+        frames = canvas_bytes(self.ema.module, states)
+        folder = self.config.out / "pictures"
+        save_png(tile(frames[-1], columns_for(count)), folder / f"samples-{self.progress.step:08d}.png")
+        save_png(film_strip(frames[:, :8]), folder / f"trajectories-{self.progress.step:08d}.png")
+        save_gif(frames[:, :16], folder / "trajectories.gif", columns=4)
+
+    def _checkpoint(self) -> None:
+        if self.main:
+            save_checkpoint(
+                self.config.out, self.agents, self.ema.module, self.optimizer, self.progress, self.settings.keep
+            )
+        self.saved_at = self.progress.seconds
+        self.accelerator.wait_for_everyone()
+
+    # -- beginning and end -----------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        folder = self.config.out
+        kept = list_checkpoints(folder)
+        if kept:
+            self.progress = load_checkpoint(kept[-1], self.agents, self.ema.module, self.optimizer)
+        if self.main:
+            cut_log(folder / "log.jsonl", self.progress.step)
+            write_atomically(folder / "config.json", lambda p: save_config(self.config, p))
+        self.accelerator.wait_for_everyone()
+
+    def _end(self) -> Outcome:
+        interrupted = self.stop.received
+        kept = list_checkpoints(self.config.out)
+        already = bool(kept) and kept[-1].name == f"step-{self.progress.step:08d}"
+        if not interrupted and (not already or self.progress.best_bits is None):
+            self._validate()
+        if not already:
+            self._checkpoint()
+        if not interrupted:
+            self._save_model("last", None)
+            if self.main:
+                self._pictures()
+        self.accelerator.end_training()
+        progress = self.progress
+        return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted)
+
+
+def mean_image(images: ImageSet) -> Tensor:
+    """Mean of the training images in [-1, 1], (C, height, width)."""
+    total = torch.zeros(images.shape, dtype=torch.float64)
+    for chunk in images.images.split(4096):
+        total += chunk.double().sum(0)
+    return (total / len(images) / (images.levels - 1) * 2 - 1).float()
+
+
+def canvas_bytes(agents: Agents, states: Tensor) -> Tensor:
+    """States (T, B, ...) as pictures, uint8 0..255 (T, B, C, height, width) on the CPU."""
+    canvases = agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    return to_bytes(from_unit(canvases.cpu(), agents.levels), agents.levels)
+
+
+def fixed_goals(images: ImageSet, start: Start, count: int) -> tuple[Tensor | None, list[str] | None]:
+    """``count`` goals (repeated if there are fewer) for a start that needs them, and their names for pairing."""
+    if not start.needs_goal:
+        names = pairing_names(start, images)
+        return None, [names[i % len(images)] for i in range(count)] if names else None
+    index = torch.arange(count) % len(images)
+    return to_unit(images.images[index], images.levels), None
+
+
+@torch.no_grad()
+def validation_bound(agents: Agents, images: ImageSet, start: Start, seed: int, batch: int = 256) -> float:
+    """Mean J over ``images`` in nats, with the same noise at every call. (Equation 3)"""
+    device, names = agents.device, pairing_names(start, images)
+    total = 0.0
+    for first in range(0, len(images), batch):
+        goals = to_unit(images.images[first : first + batch], images.levels)
+        part = list(names[first : first + batch]) if names else None
+        generator = rng.generator(seed, "validation", first)
+        canvas = start(len(goals), goals=goals, names=part, generator=generator).to(device)
+        noise = draw_noise(agents.environment, len(goals), generator).to(device)
+        terms = bound(agents, rollout(agents, canvas, goals.to(device), noise))
+        total += terms.total.sum().item()
+    return total / len(images)
+
+
