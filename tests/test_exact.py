@@ -115,7 +115,7 @@ def test_gradient_of_the_bound_agrees_with_finite_differences():
         state, total = start, torch.zeros(6)
         for h in range(agents.horizon):
             step = torch.full((6,), h)
-            decision = agents.s_agent(step, state)
+            decision = agents.s_agent(h, state)
             total = total + torch.distributions.kl_divergence(reference.q[h], decision.policy)
             state = agents.environment.transition(step, state, reference.actions[h], decision.proposals)
         return (total - agents.likelihood.log_prob(g, state)).mean()

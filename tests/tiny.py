@@ -22,8 +22,10 @@ def tiny_agents(gc_agent: str = "posterior", *, horizon: int = 3, actions: int =
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in agents.named_parameters():
-            if "logit" in name or "scale_network" in name or name == "s_agent.bias" or name == "s_agent.weight":
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+            spread = 0.5 if "logit" in name or name in ("s_agent.bias", "s_agent.weight") else 0.0
+            spread = 0.1 if "scale_network" in name else spread
+            if spread:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
     return agents
 
 

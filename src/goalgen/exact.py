@@ -39,7 +39,7 @@ def _check(agents: Agents) -> Tensor:
 def _branch(agents: Agents, h: int, state: Tensor, actions: Tensor) -> tuple[Decision, Tensor, Tensor]:
     """The decision at ``state`` (B, ...), log p of every joint action (B, N), the next states (N B, ...)
     with the action changing slowest."""
-    decision = agents.s_agent(steps(h, state), state)
+    decision = agents.s_agent(h, state)
     batch = len(state)
     log_p = torch.stack([decision.policy.log_prob(a.expand(batch, -1)) for a in actions], 1)
     nexts = [

@@ -74,7 +74,7 @@ def rollout(
     state = environment.initial(start)
     states, actions, decisions, policies, kl, log_ratio = [state], [], [], [], [], []
     for h in range(agents.horizon):
-        decision = agents.s_agent(steps(h, state), state)
+        decision = agents.s_agent(h, state)
         with torch.no_grad():
             q = agents.gc_agent.policy(View(h, state, goals, decision, environment, agents.likelihood))
             action = environment.action_space.sample(q, noise[h])
@@ -128,7 +128,7 @@ def sample_rollout(agents: Agents, start: Tensor, noise: Tensor, temperature: fl
     states, actions = [state], []
     log_prob = torch.zeros(len(start), device=start.device)
     for h in range(agents.horizon):
-        decision = agents.s_agent(steps(h, state), state)
+        decision = agents.s_agent(h, state)
         policy = decision.policy if temperature == 1.0 else _sharpen(environment, decision.policy, temperature)
         action = environment.action_space.sample(policy, noise[h])
         log_prob = log_prob + policy.log_prob(action)

@@ -54,12 +54,15 @@ class Potential(nn.Module):
         self.horizon = horizon
         self.log_sigma = nn.Parameter(torch.full((horizon, *shape), -1.0))
 
-    def log_prob_map(self, h: int, canvas: Tensor, goal: Tensor, likelihood: Likelihood) -> Tensor:
-        """Phi_h of every pixel (nats), shape of ``canvas`` (..., C, height, width)."""
+    def by_cell(
+        self, h: int, canvas: Tensor, goal: Tensor, environment: ChoiceEnvironment, likelihood: Likelihood
+    ) -> Tensor:
+        """Phi_h of canvases (B, N, C, height, width) for goals (B, C, height, width), by cell: (B, N, cells) nats."""
         if h == self.horizon:
-            return likelihood.log_prob_map(goal, canvas)
+            return environment.sum_by_cell(likelihood.log_prob_map(goal.unsqueeze(1), canvas))
         log_sigma = self.log_sigma[h]
-        return -0.5 * ((goal - canvas) * torch.exp(-log_sigma)) ** 2 - log_sigma
+        squares = (canvas - goal.unsqueeze(1)).square()
+        return environment.sum_by_cell(squares, -0.5 * torch.exp(-2 * log_sigma)) - environment.sum_by_cell(log_sigma)
 
 
 class GCAgent(nn.Module, ABC):
@@ -86,15 +89,14 @@ class LookaheadGCAgent(GCAgent):
             raise GoalgenError(f"GC-agent {type(self).__name__} needs an environment with few actions to look through")
         self.potential = Potential(environment.horizon, shape)
 
-    def potentials(self, view: View) -> Tensor:
-        """Phi_{h+1} (B, A, cells) of all next states."""
+    def potentials(self, view: View) -> tuple[Tensor, Tensor]:
+        """Canvases of all next states (B, A, C, height, width) and their Phi_{h+1} (B, A, cells)."""
         environment = view.environment
         assert isinstance(environment, ChoiceEnvironment)
         h = torch.full((len(view.state),), view.h, device=view.state.device)
         states = environment.candidates(h, view.state, view.decision.proposals)  # (B, A, *state_shape)
         canvases = environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
-        pixels = self.potential.log_prob_map(view.h + 1, canvases, view.goal.unsqueeze(1), view.likelihood)
-        return environment.sum_by_cell(pixels)
+        return canvases, self.potential.by_cell(view.h + 1, canvases, view.goal, environment, view.likelihood)
 
     @abstractmethod
     def logits(self, view: View) -> Tensor:
@@ -109,7 +111,7 @@ class GreedyGCAgent(LookaheadGCAgent):
     """Takes the proposal that comes nearest: argmax of Phi."""
 
     def logits(self, view: View) -> Tensor:
-        phi = self.potentials(view).transpose(1, 2)  # (B, cells, A)
+        phi = self.potentials(view)[1].transpose(1, 2)  # (B, cells, A)
         best = F.one_hot(phi.argmax(-1), phi.shape[-1]).bool()
         return torch.zeros_like(phi).masked_fill(~best, -torch.inf)
 
@@ -125,7 +127,7 @@ class PosteriorGCAgent(LookaheadGCAgent):
         self.log_temperature = nn.Parameter(torch.zeros(environment.horizon - 1))
 
     def logits(self, view: View) -> Tensor:
-        return self.tempered(view.h, action_log_probs(view.decision.policy), self.potentials(view).transpose(1, 2))
+        return self.tempered(view.h, action_log_probs(view.decision.policy), self.potentials(view)[1].transpose(1, 2))
 
     def tempered(self, h: int, log_p: Tensor, phi: Tensor) -> Tensor:
         """log p + Phi / temperature_h, (B, cells, A)."""
@@ -180,11 +182,7 @@ class ValueGCAgent(LookaheadGCAgent):
     def logits(self, view: View) -> Tensor:
         environment = view.environment
         assert isinstance(environment, ChoiceEnvironment)
-        h = torch.full((len(view.state),), view.h, device=view.state.device)
-        states = environment.candidates(h, view.state, view.decision.proposals)
-        canvases = environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
-        pixels = self.potential.log_prob_map(view.h + 1, canvases, view.goal.unsqueeze(1), view.likelihood)
-        phi = environment.sum_by_cell(pixels)
+        canvases, phi = self.potentials(view)
         values = self.values(view.h + 1, canvases, view.goal, environment, phi)
         return action_log_probs(view.decision.policy) + values.transpose(1, 2)
 

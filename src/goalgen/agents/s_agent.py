@@ -17,11 +17,6 @@ from goalgen.likelihoods import full_precision
 UNIFORM_SHARE = 1e-3
 """Part of every discrete policy that is uniform: it bounds each KL by log(A / UNIFORM_SHARE) nats a choice."""
 
-GATHER_ABOVE = 128
-"""Number of proposals above which :meth:`ProposalsSAgent.replay` draws only the chosen ones. Below, one dense product
-of all is faster than many small ones."""
-
-
 @dataclass
 class Decision:
     """What the S-agent says at a state: its policy p(. | x_h) and what it proposes."""
@@ -32,9 +27,10 @@ class Decision:
 
 
 class SAgent(nn.Module):
-    """Base class. ``forward(h, state)`` with h (B,) int64 returns a :class:`Decision`."""
+    """Base class."""
 
-    def forward(self, h: Tensor, state: Tensor) -> Decision:
+    def forward(self, h: int, state: Tensor) -> Decision:
+        """Policy and proposals at states (B, ...) that are all at step ``h``."""
         raise NotImplementedError
 
 
@@ -71,32 +67,38 @@ class ProposalsSAgent(SAgent):
         self.logit_weight = nn.Parameter(torch.zeros(count, cells, torso.num_context))
         self.logit_bias = nn.Parameter(torch.zeros(count, horizon, cells))
 
-    def forward(self, h: Tensor, state: Tensor) -> Decision:
+    def forward(self, h: int, state: Tensor) -> Decision:
         """Policy and all proposals (B, A, C, height, width)."""
-        features, context = self.torso(h, state)  # (B, F, P), (B, width)
+        step = torch.tensor([h], device=state.device)
+        features, context = self.torso(step, state)  # (B, F, P), (B, width)
         flat = self.weight.flatten(0, 1)  # (A D, F)
         pixels = (flat @ features).unflatten(1, self.weight.shape[:2])  # (B, A, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h]
-        return Decision(self._policy(h, context), images)
+        return Decision(self._policy(step, context), images)
 
     def replay(self, h: Tensor, state: Tensor, action: Tensor) -> Decision:
-        """Policy and only the chosen proposals (B, cells, C, height, width), of actions (B, cells).
+        """Policy and only the chosen proposals (B, cells, C, height, width), of actions (B, cells) at steps h (B,).
 
-        Equal to choosing from :meth:`forward`; with many proposals at a fraction of its cost and memory.
+        Equal to choosing from :meth:`forward`, at a fraction of its cost and memory.
         """
         features, context = self.torso(h, state)
-        if self.action_space.num_actions <= GATHER_ABOVE:
-            flat = (self.weight.flatten(0, 1) @ features).unflatten(1, self.weight.shape[:2])  # (B, A, D, P)
-            pixels = flat.gather(1, action[:, :, None, None].expand(-1, -1, *flat.shape[2:]))
-        else:
-            pixels = self.weight[action] @ features.unsqueeze(1)  # (B, cells, D, P)
+        pixels = self._chosen(features, action)  # (B, cells, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h.unsqueeze(1), action]
         return Decision(self._policy(h, context), images)
+
+    def _chosen(self, features: Tensor, action: Tensor) -> Tensor:
+        """weight[action] @ features, (B, cells, D, P), with the rows sorted so that each weight is used once."""
+        flat = action.flatten()
+        order = flat.argsort()
+        counts = torch.bincount(flat, minlength=self.action_space.num_actions).tolist()
+        rows = features[order // action.shape[1]].transpose(1, 2)  # (B cells, P, F), rows of one action together
+        parts = [part @ weight.T for part, weight in zip(rows.split(counts), self.weight, strict=True) if len(part)]
+        return torch.cat(parts)[order.argsort()].transpose(1, 2).unflatten(0, action.shape)
 
     def _policy(self, h: Tensor, context: Tensor) -> Distribution:
         weight = self.logit_weight.flatten(0, 1)  # (A cells, width)
         logits = full_precision(context @ weight.T).unflatten(1, self.logit_weight.shape[:2])  # (B, A, cells)
-        logits = (logits + self.logit_bias[:, h].transpose(0, 1)).transpose(1, 2)
+        logits = (logits + self.logit_bias[:, h].transpose(0, 1)).transpose(1, 2)  # h (B,) or (1,)
         uniform = math.log(UNIFORM_SHARE / self.action_space.num_actions)
         mixed = torch.logaddexp(logits.log_softmax(-1) + math.log1p(-UNIFORM_SHARE), torch.full_like(logits, uniform))
         return self.action_space.policy(mixed)

@@ -9,6 +9,7 @@ from goalgen.environments.base import (
     action_log_probs,
     action_probs,
 )
+from goalgen.environments.checker import check_environment
 from goalgen.environments.proposals import ProposalsEnvironment
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "ProposalsEnvironment",
     "action_log_probs",
     "action_probs",
+    "check_environment",
 ]

@@ -57,7 +57,7 @@ class Discrete:
         # Inverse of the cumulative distribution: one uniform number a choice, so that the same noise gives nearby
         # policies the same action.
         cumulative = action_probs(policy).cumsum(-1)
-        below = cumulative < noise.unsqueeze(-1) * cumulative[..., -1:]
+        below = cumulative <= noise.unsqueeze(-1) * cumulative[..., -1:]
         return below.sum(-1).clamp(max=self.num_actions - 1)
 
     def uniform(self, noise: Tensor) -> Tensor:
@@ -137,5 +137,9 @@ class ChoiceEnvironment(Environment):
         """All next states (B, A, *state_shape); with several cells, each takes action a everywhere."""
 
     @abstractmethod
-    def sum_by_cell(self, pixels: Tensor) -> Tensor:
-        """Sum a map (..., C, height, width) over the pixels that each choice governs: (..., cells)."""
+    def sum_by_cell(self, pixels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Sum a map (..., C, height, width) over the pixels that each choice governs: (..., cells).
+
+        Args:
+            weight: (C, height, width), multiplies the pixels first.
+        """

@@ -52,8 +52,7 @@ class SoftValueLearner(Learner):
         for h in range(1, self.agents.horizon):
             canvas = states[h - 1].unsqueeze(1)  # (B, 1, C, height, width)
             with torch.no_grad():
-                pixels = agent.potential.log_prob_map(h, canvas, goals.unsqueeze(1), self.agents.likelihood)
-                phi = environment.sum_by_cell(pixels)
+                phi = agent.potential.by_cell(h, canvas, goals, environment, self.agents.likelihood)
             values.append(agent.values(h, canvas, goals, environment, phi).sum((1, 2)))
         predicted = torch.stack(values)  # (H - 1, B)
         terminal = -terms.reconstruction.detach()
