@@ -121,8 +121,8 @@ class Sum(ChoiceEnvironment):
     def candidates(self, h, state, proposals):
         return torch.stack([state, state + 1], 1)
 
-    def sum_by_cell(self, pixels, weight=None):
-        return (pixels if weight is None else pixels * weight).sum((-3, -2, -1)).unsqueeze(-1)
+    def cell_mask(self):
+        return torch.ones(1, 1, 1, 1)
 
 
 def broken(**members):
@@ -145,7 +145,8 @@ FAULTS = [
     ({"transition": lambda s, h, x, a, p: x.detach() + a.float().view(-1, 1, 1, 1)}, "no gradient passes"),
     ({"candidates": lambda s, h, x, p: torch.stack([x + 1, x], 1)}, "disagree on action 0"),
     ({"candidates": lambda s, h, x, p: torch.stack([x], 1)}, "num_actions"),
-    ({"sum_by_cell": lambda s, m, w=None: m[..., 1:].sum((-3, -2, -1)).unsqueeze(-1)}, "loses or repeats pixels"),
+    ({"cell_mask": lambda s: torch.zeros(1, 1, 4, 6)}, "loses or repeats pixels"),
+    ({"cell_mask": lambda s: torch.ones(2, 1, 1, 1)}, "one mask a cell"),
     ({"initial": lambda s, c: c.long()}, "floating point"),
 ]
 

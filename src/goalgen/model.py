@@ -214,7 +214,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             parts.append(importance_weighted_bound(self.agents, x0, goals, noise.to(self.device)))
         return torch.cat(parts).cpu()
 
-    def _chunks(self, images: Tensor, size: int = 256) -> Iterator[tuple[int, Tensor]]:
+    def _chunks(self, images: Tensor, size: int = 64) -> Iterator[tuple[int, Tensor]]:
         if not len(images):
             raise GoalgenError("no images were given")
         for i in range(0, len(images), size):

@@ -172,7 +172,7 @@ class ValueGCAgent(LookaheadGCAgent):
             return phi
         residual = (canvas - goal.unsqueeze(1)).unsqueeze(2)  # (B, N, 1, C, height, width)
         if self.cells > 1:
-            residual = residual * environment.mask  # what one cell's choice can change
+            residual = residual * environment.cell_mask()  # what one cell's choice can change
         step = torch.tensor(h, device=canvas.device)
         x = self.residual(residual.flatten(3)) + (self.goal(goal.flatten(1)) + self.step(step))[:, None, None]
         x = x + self.inner(F.silu(self.norm(x)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -71,8 +72,9 @@ class ProposalsSAgent(SAgent):
         """Policy and all proposals (B, A, C, height, width)."""
         step = torch.tensor([h], device=state.device)
         features, context = self.torso(step, state)  # (B, F, P), (B, width)
-        flat = self.weight.flatten(0, 1)  # (A D, F)
-        pixels = (flat @ features).unflatten(1, self.weight.shape[:2])  # (B, A, D, P)
+        # One product of two matrices; a batched product with the weights broadcast is ten times slower on a CPU.
+        flat = F.linear(features.transpose(1, 2), self.weight.flatten(0, 1))  # (B, P, A D)
+        pixels = flat.unflatten(2, self.weight.shape[:2]).permute(0, 2, 3, 1)  # (B, A, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h]
         return Decision(self._policy(step, context), images)
 

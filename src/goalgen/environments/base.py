@@ -137,9 +137,15 @@ class ChoiceEnvironment(Environment):
         """All next states (B, A, *state_shape); with several cells, each takes action a everywhere."""
 
     @abstractmethod
+    def cell_mask(self) -> Tensor:
+        """The pixels that each choice governs, 1 or 0: broadcastable to (cells, C, height, width)."""
+
     def sum_by_cell(self, pixels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Sum a map (..., C, height, width) over the pixels that each choice governs: (..., cells).
 
         Args:
             weight: (C, height, width), multiplies the pixels first.
         """
+        # A product with the weighted masks: no second tensor of the size of ``pixels`` is ever made.
+        mask = self.cell_mask() if weight is None else self.cell_mask() * weight
+        return pixels.flatten(-3) @ mask.expand(-1, *pixels.shape[-3:]).to(pixels.dtype).flatten(1).T

@@ -140,9 +140,9 @@ def _check_candidates(environment: ChoiceEnvironment, h: Tensor, state: Tensor, 
     pixels = environment.canvas(state)
     sums = environment.sum_by_cell(pixels)
     if tuple(sums.shape) != (BATCH, space.cells):
-        raise GoalgenError(f"{name}.sum_by_cell returns {tuple(sums.shape)}; it must be {(BATCH, space.cells)}: one sum a cell")
+        raise GoalgenError(f"{name}.cell_mask has {sums.shape[-1]} cells where the action space has {space.cells}; give one mask a cell")
     if not torch.allclose(sums.sum(-1), pixels.sum((-3, -2, -1)), atol=1e-3):
-        raise GoalgenError(f"{name}.sum_by_cell loses or repeats pixels; every pixel belongs to exactly one cell")
+        raise GoalgenError(f"{name}.cell_mask loses or repeats pixels; every pixel belongs to exactly one cell")
 
 
 def _check_gradient(environment: Environment, canvas: Tensor, proposals: Any, rng: torch.Generator, name: str) -> None:

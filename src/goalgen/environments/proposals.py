@@ -71,7 +71,5 @@ class ProposalsEnvironment(ChoiceEnvironment):
     def candidates(self, h: Tensor, state: Tensor, proposals: Tensor) -> Tensor:
         return state.unsqueeze(1) + self.alpha(h).unsqueeze(1) * proposals
 
-    def sum_by_cell(self, pixels: Tensor, weight: Tensor | None = None) -> Tensor:
-        # A product with the weighted masks: no second tensor of the size of ``pixels`` is ever made.
-        mask = self.mask if weight is None else self.mask * weight
-        return pixels.flatten(-3) @ mask.expand(-1, *self.state_shape).to(pixels.dtype).flatten(1).T
+    def cell_mask(self) -> Tensor:
+        return self.mask

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from goalgen.agents import Agents
 
 
 class EMA:
@@ -15,15 +17,15 @@ class EMA:
     forgets the untrained weights.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Agents, decay: float) -> None:
+        self.module: Agents = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
+    def update(self, module: Agents, step: int) -> None:
         """Move towards ``module`` after optimiser step ``step`` (counted from 1); buffers are copied."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages, values = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(averages, [v.detach() for v in values], weight)
+        averages: list[Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(averages, [p.detach() for p in module.parameters()], weight)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)

@@ -427,7 +427,7 @@ def fixed_goals(images: ImageSet, start: Start, count: int) -> tuple[Tensor | No
 
 
 @torch.no_grad()
-def validation_bound(agents: Agents, images: ImageSet, start: Start, seed: int, batch: int = 256) -> float:
+def validation_bound(agents: Agents, images: ImageSet, start: Start, seed: int, batch: int = 64) -> float:
     """Mean J over ``images`` in nats, with the same noise at every call. (Equation 3)"""
     device, names = agents.device, pairing_names(start, images)
     total = 0.0

@@ -20,10 +20,12 @@ def make_optimizer(agents: Agents, config: TrainingConfig) -> torch.optim.AdamW:
 
     A group's ``peak`` is its learning rate at the top of the schedule.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in agents.generative_parameters():
         (decayed if parameter.ndim > 1 else plain).append(parameter)
-    scales, value = [], []
+    scales: list[nn.Parameter] = []
+    value: list[nn.Parameter] = []
     for name, parameter in agents.gc_agent.named_parameters():
         if parameter.requires_grad:
             scales_like = "log_sigma" in name or "log_temperature" in name

@@ -1,0 +1,352 @@
+"""Pictures of a run: learning curves, KL by step, action usage, trajectories and nearest training images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from torch import Tensor
+
+from goalgen import rng
+from goalgen.data import ImageSet, Splits, binarize_images, from_unit, load_data, to_bytes
+from goalgen.errors import GoalgenError
+from goalgen.metrics.statistics import nearest_distance
+from goalgen.model import Model, load
+from goalgen.pictures import tile, to_pil
+from goalgen.storage import load_tensors, write_atomically
+from goalgen.training.batches import pairing_names
+from goalgen.training.checkpoints import list_checkpoints
+from goalgen.training.log import read_log
+from goalgen.training.revival import dead_proposals
+
+# Okabe and Ito's colours, which the colour-blind tell apart; so is the scale of brightness in the heat maps.
+BLUE, SKY, ORANGE, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
+HEAT = "viridis"
+DPI, WIDTH = 100, 1000
+
+EPISODES = 8  # rows of a film strip
+FRAMES = 16  # most canvases shown of an episode; longer ones are shown at evenly spaced steps
+SHOWN, NEIGHBOURS = 10, 4  # samples, and training images below each
+COMPARED = 256  # samples, and test images, in the mean distance to the nearest training image
+
+
+def plot_run(folder: Path, out: Path | None = None, *, seed: int = 0) -> list[Path]:
+    """Draw a run: curves.png, kl_by_step.png, usage.png, trajectories.png and neighbours.png. Returns their paths.
+
+    Args:
+        folder: the run.
+        out: folder for the PNGs; unset: plots/ in the run.
+        seed: of the samples and of the choice of test images.
+
+    Warns:
+        UserWarning: the data or the initial states are no longer there; pictures that need them are left out.
+
+    Raises:
+        GoalgenError: the folder holds no run, or one with no log or no model yet.
+    """
+    folder = folder.expanduser()
+    out = folder / "plots" if out is None else out.expanduser()
+    curves = read_curves(_read_records(folder), folder)
+    model = load(folder)
+    figures = {"curves.png": draw_curves(curves), "kl_by_step.png": draw_kl(curves)}
+    kept = list_checkpoints(folder)
+    usage = load_tensors(kept[-1] / "raw.safetensors")[0]["usage"] if kept else model.agents.usage
+    if usage.shape[-1]:  # continuous actions are not counted
+        figures["usage.png"] = draw_usage(usage, model.config.training.revive_below)
+    figures |= _sampled_figures(model, seed)
+    for name, figure in figures.items():
+        write_atomically(out / name, partial(figure.savefig, format="png", dpi=DPI))
+    return [out / name for name in figures]
+
+
+def _sampled_figures(model: Model, seed: int) -> dict[str, Figure]:
+    """Pictures for which the model must act: those that its data and its initial states allow."""
+    data = _load_data(model)
+    try:
+        start = model.start()
+    except GoalgenError as error:
+        warnings.warn(f"trajectories and neighbours are left out: {error}", stacklevel=3)
+        return {}
+    if data is None:
+        return {} if start.needs_goal else {"trajectories.png": draw_trajectories(model, None, seed)}
+    chosen = torch.randperm(len(data.test), generator=rng.generator(seed, "plot goals"))[:COMPARED]
+    goals, train = data.test.subset(chosen), data.train.images
+    if data.binarize:  # as `goalgen evaluate` does
+        train = binarize_images(train, data.train.levels, rng.generator(0, "binarised training images"))
+    trajectories, neighbours = draw_trajectories(model, goals, seed), draw_neighbours(model, train, goals, seed)
+    return {"trajectories.png": trajectories, "neighbours.png": neighbours}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """log.jsonl as columns: N records of training and M measurements on held-out images."""
+
+    steps: np.ndarray  # (N,) optimiser steps
+    seconds: np.ndarray  # (N,) of training
+    bits_per_dim: np.ndarray  # (N,) bound on training images, weights of that moment
+    reconstruction: np.ndarray  # (N,) nats/image
+    kl: np.ndarray  # (H, N) nats/image
+    validation_steps: np.ndarray  # (M,)
+    validation_bits: np.ndarray  # (M,) bound on held-out images, averaged weights
+
+
+def read_curves(records: Sequence[dict[str, Any]], folder: Path) -> Curves:
+    """Turn the records of a log into columns.
+
+    Raises:
+        GoalgenError: no record of training among them; the message names ``folder``.
+    """
+    training = [r for r in records if "bits_per_dim" in r]
+    held_out = [r for r in records if "validation_bits_per_dim" in r]
+    if not training:
+        raise GoalgenError(f"{folder / 'log.jsonl'} holds no record of training yet; let the run train longer")
+
+    def column(name: str, rows: Sequence[dict[str, Any]] = training) -> np.ndarray:
+        return np.array([r[name] for r in rows], dtype=np.float64)
+
+    horizon = sum(key.startswith("kl_nats_") for key in training[0])
+    kl = np.stack([column(f"kl_nats_{h}") for h in range(horizon)])
+    steps, seconds, bits, reconstruction = map(column, ("step", "seconds", "bits_per_dim", "reconstruction_nats"))
+    validation = column("step", held_out), column("validation_bits_per_dim", held_out)
+    return Curves(steps, seconds, bits, reconstruction, kl, *validation)
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred running mean over ``width`` (odd, at most len(values)) values; the window shrinks at both ends."""
+    window = np.ones(width)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def settled(values: np.ndarray) -> np.ndarray:
+    """All (..., N) but the first tenth: early records are far off, and would press the rest of a picture flat."""
+    return values[..., min(-(-values.shape[-1] // 10), values.shape[-1] - 1) :] if values.size else values
+
+
+def _read_records(folder: Path) -> list[dict[str, Any]]:
+    if (folder / "log.jsonl").is_file():
+        return read_log(folder / "log.jsonl")
+    reason = "is a saved model" if (folder / "model.safetensors").is_file() else "holds no log.jsonl"
+    raise GoalgenError(f"{folder} {reason if folder.exists() else 'does not exist'}; plots need the folder of a run")
+
+
+def _load_data(model: Model) -> Splits | None:
+    """The run's data, or None, with a warning, if they are gone or are others now."""
+    try:
+        data = load_data(model.config.data)
+        if (data.test.shape, data.test.levels) != (model.shape, model.levels):
+            now, then = f"{data.test.shape} of {data.test.levels}", f"{model.shape} of {model.levels}"
+            raise GoalgenError(f"its images are now {now} levels, the model's are {then}")
+        return data
+    except GoalgenError as error:
+        warnings.warn(f"the run's data cannot be used, pictures that need them are left out: {error}", stacklevel=4)
+        return None
+
+
+def draw_curves(curves: Curves) -> Figure:
+    """The bound over training, and the two terms that it is the sum of."""
+    figure = _figure(740, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    width = max(1, len(curves.steps) // 20) | 1
+    top.plot(curves.steps, curves.bits_per_dim, color=SKY, lw=0.8, label="training images (weights of the moment)")
+    if width > 1:
+        label = f"the same, mean of {width} records"
+        top.plot(curves.steps, smooth(curves.bits_per_dim, width), color=BLUE, lw=2, label=label)
+    if len(curves.validation_bits):
+        _draw_validation(top, curves)
+    seen = np.concatenate([settled(curves.bits_per_dim), settled(curves.validation_bits)])
+    margin = 0.08 * np.ptp(seen) or 0.1
+    top.set_ylim(seen.min() - margin, seen.max() + margin)
+    top.set(title="Bound on the negative log-likelihood", ylabel="bits/dim")
+    top.legend(frameon=False, loc="upper right")
+    top.spines["right"].set_visible(False)
+    _draw_terms(bottom, curves, width)
+    bottom.set_xlim(0, max([*curves.steps, *curves.validation_steps]))
+    _add_time(top, curves)
+    return figure
+
+
+def _draw_validation(axes: Axes, curves: Curves) -> None:
+    steps, bits, best = curves.validation_steps, curves.validation_bits, int(curves.validation_bits.argmin())
+    axes.plot(steps, bits, color=VERMILION, lw=2, marker="o", ms=4, label="held-out images (averaged weights)")
+    label = f"best: {bits[best]:.3f} bits/dim at step {steps[best]:,.0f}"
+    axes.scatter(steps[best], bits[best], 280, VERMILION, marker="*", ec="black", label=label, clip_on=False, zorder=5)
+
+
+def _draw_terms(axes: Axes, curves: Curves, width: int) -> None:
+    terms = {"KL: cost of the actions": curves.kl.sum(0), "reconstruction: cost of the pixels": curves.reconstruction}
+    labels = [f"{name} ({value[-width:].mean():.1f} at the end)" for name, value in terms.items()]
+    areas = np.stack([smooth(value, width) for value in terms.values()])
+    axes.stackplot(curves.steps, areas, labels=labels, colors=(ORANGE, SKY), edgecolor="white")
+    axes.set_ylim(0, 1.4 * settled(areas.sum(0)).max())
+    axes.set(title="Its two terms on training images, stacked", xlabel="optimiser step", ylabel="nats/image")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper right", reverse=True)
+
+
+def _add_time(axes: Axes, curves: Curves) -> None:
+    """Ticks along the upper edge at round times of training."""
+    total = curves.seconds[-1]
+    unit, size = ("hours", 3600) if total > 18000 else ("minutes", 60) if total > 300 else ("seconds", 1)
+    times = np.array(MaxNLocator(8).tick_values(0, total / size))
+    times = times[times <= total / size]
+    steps = np.interp(times * size, np.append(0, curves.seconds), np.append(0, curves.steps))
+    upper = axes.secondary_xaxis("top")
+    upper.set_xticks(steps, labels=[f"{t:g}" for t in times])
+    upper.set_xlabel(f"time of training ({unit})")
+
+
+def draw_kl(curves: Curves) -> Figure:
+    """Where in the episode the information enters, over training and at its end."""
+    horizon, count = curves.kl.shape
+    figure, left, right = _heat_figure(horizon)
+    most = max(settled(curves.kl).max(), 1e-3)
+    edges = np.append(0, curves.steps), np.arange(horizon + 1) - 0.5
+    mesh = left.pcolormesh(*edges, curves.kl, cmap=HEAT, vmin=0, vmax=most)
+    extend = "max" if curves.kl.max() > most else "neither"
+    figure.colorbar(mesh, ax=left, extend=extend, pad=0.02, label="nats/image")
+    left.set(title="KL of the two policies at each step, over training", xlabel="optimiser step")
+    final = curves.kl[:, -max(1, count // 10) :].mean(1)
+    bars = right.barh(np.arange(horizon), final, color=BLUE)
+    right.bar_label(bars, fmt="%.2f", padding=3, fontsize=min(9, 540 / horizon))
+    right.set_xlim(0, 1.25 * max(final.max(), 1e-3))
+    right.set(title=f"At the end: {final.sum():.1f} nats in all", xlabel="nats/image, last tenth of the run")
+    return figure
+
+
+def draw_usage(usage: Tensor, revive_below: float) -> Figure:
+    """How often each proposal is chosen at each step; ``usage`` is (H, cells, A), rows summing to one."""
+    horizon, cells, actions = usage.shape
+    figure, left, right = _heat_figure(horizon)
+    share = 100 * usage.double().mean(1)
+    ordered = share[:, share.mean(0).argsort(descending=True)].numpy()
+    image = left.imshow(ordered, cmap=HEAT, vmin=0, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=left, pad=0.02, label="share of the choices at a step (%)")
+    title = "Proposals chosen by the GC-agent" + (f", mean of {cells} cells" if cells > 1 else "")
+    left.set(title=title, xlabel="proposal, the most used over all steps first")
+    entropy = torch.special.entr(usage.double()).sum(-1).mean(1).tolist()
+    most = float(np.log(actions))
+    right.barh(np.arange(horizon), entropy, color=BLUE)
+    for h, nats in enumerate(entropy):
+        right.text(1.1 * most, h, f"{np.exp(nats):.1f}", fontsize=min(9, 540 / horizon), va="center")
+    right.axvline(most, color=VERMILION, ls="--", lw=2)
+    right.set_xlim(0, 1.3 * most)
+    right.set(title=f"Entropy (dashed: log {actions} = {most:.2f})", xlabel="nats a choice; right: perplexity")
+    dead, limit = len(dead_proposals(usage, revive_below)), f"{100 * revive_below:g} % of an equal share"
+    figure.suptitle(f"Use of the proposals: {dead} of {actions} dead (chosen less than {limit})", fontsize=13)
+    return figure
+
+
+def _heat_figure(horizon: int) -> tuple[Figure, Axes, Axes]:
+    """A figure with room for a map over the steps of an episode, the first on top, and bars beside it."""
+    figure = _figure(450 if horizon <= 18 else min(100 + 20 * horizon, 1200), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(5, 2), sharey=True)
+    left.set(ylabel="step h of the episode", ylim=(horizon - 0.5, -0.5))
+    left.set_yticks(np.arange(0, horizon, -(-horizon // 50)))
+    right.spines[["top", "right"]].set_visible(False)
+    return figure, left, right
+
+
+def draw_trajectories(model: Model, goals: ImageSet | None, seed: int) -> Figure:
+    """Film strips of the S-agent and, if there are ``goals``, of the GC-agent told them."""
+    given = None if goals is None else goals.images[torch.arange(EPISODES) % len(goals)]
+    sampled = model.sample(EPISODES, seed, goals=given)
+    strips = {f"The S-agent draws new images (start: {sampled.start}, seed {seed})": sampled.states}
+    if goals is not None:
+        goals = goals.subset(range(min(EPISODES, len(goals))))
+        strips["The GC-agent is told a goal, the test image on the right"] = told_frames(model, goals, seed)
+    shown = np.unique(np.linspace(0, model.horizon, min(FRAMES, model.horizon + 1)).round().astype(int))
+    _, height, width = model.shape
+    factor = min(max(1, 60 // max(height, width)), (WIDTH - 80) / ((len(shown) + 1) * (width + 1) + 1))
+    factor = int(factor) if factor > 1 else factor  # whole pixels, unless the images must shrink
+    left, top, across = 24, 44, factor * (len(shown) * (width + 1) + 1)
+    space = 90 + factor * (EPISODES * (height + 1) + 1)
+    figure = _figure(int(space * len(strips)), max(640, int(left + across + factor * (width + 2) + 40)))
+    for i, (title, frames) in enumerate(strips.items()):
+        strip = tile(frames[shown].transpose(0, 1).flatten(0, 1), len(shown), scale=1)
+        axes = _picture(figure, strip, left, top + i * space, factor)
+        axes.set_title(title, loc="left", fontsize=12)
+        axes.set_xticks((np.arange(len(shown)) + 0.5) * (width + 1), labels=[str(h) for h in shown], fontsize=9)
+        axes.set_xlabel("canvas after h steps")
+    if goals is not None:
+        column = tile(to_bytes(goals.images, model.levels), 1, scale=1)
+        _picture(figure, column, left + across + 16, top + space, factor).set_xlabel("goal")
+    return figure
+
+
+def told_frames(model: Model, goals: ImageSet, seed: int) -> Tensor:
+    """Canvases of the GC-agent told ``goals``, (H + 1, N, C, height, width) uint8, 0..255."""
+    start = model.start()
+    names = pairing_names(start, goals)
+    begin = None if names is None else start(len(goals), names=names)
+    states = model.rollout(goals.images, seed, start=begin).states
+    canvases = model.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    return to_bytes(from_unit(canvases.cpu(), model.levels), model.levels)
+
+
+def draw_neighbours(model: Model, train: Tensor, goals: ImageSet, seed: int) -> Figure:
+    """Samples above their nearest training images: a model that copies its data shows here."""
+    parts = enumerate(goals.images.split(64))  # not all at once, for samples keep their trajectories
+    samples = torch.cat([model.sample(len(part), seed, goals=part, first=64 * i).levels for i, part in parts])
+    unit = (model.levels - 1) * samples[0].numel() ** 0.5  # root mean square over pixels, black 0 and white 1
+    means = [nearest_distance(x.flatten(1), train.flatten(1)).distance.mean() / unit for x in (samples, goals.images)]
+    distance, index = nearest_images(samples[:SHOWN], train, NEIGHBOURS)
+    figure = _figure(102 + 112 * (1 + index.shape[1]))
+    line = (
+        f"Distance (root mean square of pixels 0 to 1) to the nearest of {len(train):,} training images: "
+        f"{means[0]:.3f} for {len(goals)} samples,\n{means[1]:.3f} for {len(goals)} test images. "
+        "Samples far nearer than test images would be copies."
+    )
+    _write(figure, WIDTH / 2, 22, "Samples and their nearest training images", fontsize=14)
+    _write(figure, WIDTH / 2, 58, line)
+    for row in range(1 + index.shape[1]):
+        top = 98 + 112 * row if row else 84
+        _write(figure, 46, top + 42, f"nearest\n{row}" if row else "sample")
+        for i, sample in enumerate(samples[:SHOWN]):
+            picture = to_pil(to_bytes(train[index[i, row - 1]] if row else sample, model.levels))
+            axes = _picture(figure, picture, 94 + 90 * i, top, 84 / max(model.shape[1:]))
+            if row:
+                axes.set_xlabel(f"{distance[i, row - 1] / unit:.3f}", labelpad=3)
+    return figure
+
+
+def nearest_images(queries: Tensor, reference: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Distances (grey levels) and indices, both (N, count), of the nearest reference images, nearest first."""
+    rows, exact = queries.flatten(1).double(), "donot_use_mm_for_euclid_dist"
+    parts = [torch.cdist(rows, part.flatten(1).double(), compute_mode=exact) for part in reference.split(4096)]
+    found = torch.cat(parts, 1).topk(min(count, len(reference)), largest=False)
+    return found.values, found.indices
+
+
+def _figure(height: int, width: int = WIDTH, **options: Any) -> Figure:
+    # Never pyplot, which would keep every figure.
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, x: float, y: float, text: str, **options: Any) -> None:
+    """Centre text at a point counted in pixels from the upper left corner."""
+    figure.text(x / figure.bbox.width, 1 - y / figure.bbox.height, text, ha="center", va="center", **options)
+
+
+def _picture(figure: Figure, picture: Image.Image, left: float, top: float, factor: float) -> Axes:
+    """Show a picture, ``factor`` times enlarged, at a point counted in pixels from the upper left corner."""
+    across, down = figure.bbox.width, figure.bbox.height
+    width, height = picture.width * factor, picture.height * factor
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+    axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, aspect="auto")
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return axes
