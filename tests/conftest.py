@@ -1,5 +1,32 @@
 """Tests run on one thread: small tensors, and the machine is shared with the processes that tests start."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of thirty steps on the digits, for tests that only read it."""
+    from goalgen.training import train
+    from runs import tiny_config
+
+    return train(tiny_config(tmp_path_factory.mktemp("digits") / "run", max_steps=30, log_every=10)).folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests that evaluate: the digits' classifier takes seconds to train."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Evaluate with the cache that the tests share."""
+    monkeypatch.setenv("GOALGEN_CACHE", str(cache))
+    return cache

@@ -143,7 +143,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str], default: T | No
 def run_train(arguments: Sequence[str]) -> int:
     """goalgen train"""
     preset, rest = _take_preset(list(arguments))
-    default = load_preset(preset) if preset else Config()
+    default = Config() if preset is None else load_preset(preset)
     if any(a in ("-h", "--help") for a in rest):
         print(f"presets (--preset NAME, before the options that it sets): {', '.join(preset_names())}\n")
     config = parse(Config, "train", rest, default)
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _warn
             return COMMANDS[given[0]](given[1:])
     except GoalgenError as error:
-        print(f"goalgen: error: {error}", file=sys.stderr)
+        print(f"goalgen: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("goalgen: interrupted", file=sys.stderr)

@@ -93,6 +93,9 @@ class TrainingConfig:
 
     batch_size: int = 32
     """Goals in one optimiser step, over all processes together."""
+    episodes_per_goal: int | None = None
+    """Episodes of every goal in a batch (the batch holds BATCH_SIZE / EPISODES_PER_GOAL goals); unset: 4 for the value
+    agent, which learns from what differs between them, 1 for the others."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
@@ -151,6 +154,9 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
 
 
 T = TypeVar("T")

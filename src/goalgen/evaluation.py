@@ -67,6 +67,13 @@ def evaluate(
     test = data.test.images
     if data.train.shape != model.shape:
         raise GoalgenError(f"the model makes images of {model.shape}, the data are {data.train.shape}; give the data it was trained on")
+    if data.test.levels != model.levels:
+        raise GoalgenError(
+            f"the model makes images of {model.levels} grey levels, the data have {data.test.levels}; give the data it "
+            "was trained on"
+        )
+    if iw_images < 1:
+        raise GoalgenError(f"--iw-images must be at least 1, not {iw_images}")
     if num_samples is not None and num_samples < 6:
         raise GoalgenError(f"--num-samples must be at least 6, not {num_samples}")
     terms = model.nll_bound(test, seed, start=start)

@@ -80,7 +80,7 @@ class Likelihood(nn.Module):
             self.scale_network = nn.Sequential(nn.Linear(pixels, hidden), nn.SiLU(), last)
 
     def log_scale(self, canvas: Tensor) -> Tensor:
-        """Log scale of every pixel, shape of ``canvas`` (..., C, height, width)."""
+        """Log scale of every pixel, shape of ``canvas`` (..., C, height, width). (Equation 19)"""
         bias = self.log_scale_bias
         if self.scale_network is None:
             return bias.expand_as(canvas)

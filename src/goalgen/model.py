@@ -145,6 +145,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         canvases = []
         if goals is not None:
             goals = self._unit(goals)
+            if len(goals) != num:
+                raise GoalgenError(f"{len(goals)} goals were given for {num} samples; give one for each")
         if isinstance(start, Tensor) and start.ndim == 4 and len(start) not in (1, num):
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
         for block in range(first // BLOCK, -(-(first + num) // BLOCK)):

@@ -47,7 +47,8 @@ def save_png(picture: Image.Image, path: Path) -> None:
 
 def save_gif(frames: Tensor, path: Path, columns: int = 8, milliseconds: int = 150) -> None:
     """Trajectories (H + 1, N, C, height, width) uint8 as a GIF of grids that rests on the last frame."""
-    pictures = [tile(frame, columns).convert("P") for frame in frames]
+    # Pillow gives every colour frame a palette of its own; convert("P") would dither it to 216 fixed colours.
+    pictures = [tile(frame, columns) for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [1500]
     first, rest = pictures[0], pictures[1:]
     write_atomically(

@@ -14,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -32,8 +33,7 @@ from goalgen.training.revival import dead_proposals
 
 # Okabe and Ito's colours, which the colour-blind tell apart; so is the scale of brightness in the heat maps.
 BLUE, SKY, ORANGE, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
-HEAT = "viridis"
-DPI, WIDTH = 100, 1000
+HEAT, DPI, WIDTH = "viridis", 100, 1000
 
 EPISODES = 8  # rows of a film strip
 FRAMES = 16  # most canvases shown of an episode; longer ones are shown at evenly spaced steps
@@ -129,8 +129,8 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def settled(values: np.ndarray) -> np.ndarray:
-    """All (..., N) but the first tenth: early records are far off, and would press the rest of a picture flat."""
-    return values[..., min(-(-values.shape[-1] // 10), values.shape[-1] - 1) :] if values.size else values
+    """(..., N) without the first tenth (of 10 or more): it is far off, and would press the rest of a picture flat."""
+    return values[..., -(-values.shape[-1] // 10) :] if values.shape[-1] >= 10 else values
 
 
 def _read_records(folder: Path) -> list[dict[str, Any]]:
@@ -155,13 +155,12 @@ def _load_data(model: Model) -> Splits | None:
 
 def draw_curves(curves: Curves) -> Figure:
     """The bound over training, and the two terms that it is the sum of."""
-    figure = _figure(740, layout="constrained")
+    figure = _figure(740, arranged=True)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     width = max(1, len(curves.steps) // 20) | 1
     top.plot(curves.steps, curves.bits_per_dim, color=SKY, lw=0.8, label="training images (weights of the moment)")
     if width > 1:
-        label = f"the same, mean of {width} records"
-        top.plot(curves.steps, smooth(curves.bits_per_dim, width), color=BLUE, lw=2, label=label)
+        top.plot(curves.steps, smooth(curves.bits_per_dim, width), color=BLUE, lw=2, label=f"mean of {width} records")
     if len(curves.validation_bits):
         _draw_validation(top, curves)
     seen = np.concatenate([settled(curves.bits_per_dim), settled(curves.validation_bits)])
@@ -171,7 +170,7 @@ def draw_curves(curves: Curves) -> Figure:
     top.legend(frameon=False, loc="upper right")
     top.spines["right"].set_visible(False)
     _draw_terms(bottom, curves, width)
-    bottom.set_xlim(0, max([*curves.steps, *curves.validation_steps]))
+    bottom.set_xlim(0, 1.015 * max([*curves.steps, *curves.validation_steps]))
     _add_time(top, curves)
     return figure
 
@@ -185,7 +184,7 @@ def _draw_validation(axes: Axes, curves: Curves) -> None:
 
 def _draw_terms(axes: Axes, curves: Curves, width: int) -> None:
     terms = {"KL: cost of the actions": curves.kl.sum(0), "reconstruction: cost of the pixels": curves.reconstruction}
-    labels = [f"{name} ({value[-width:].mean():.1f} at the end)" for name, value in terms.items()]
+    labels = [f"{name} ({value[-width:].mean():,.1f} at the end)" for name, value in terms.items()]
     areas = np.stack([smooth(value, width) for value in terms.values()])
     axes.stackplot(curves.steps, areas, labels=labels, colors=(ORANGE, SKY), edgecolor="white")
     axes.set_ylim(0, 1.4 * settled(areas.sum(0)).max())
@@ -234,14 +233,13 @@ def draw_usage(usage: Tensor, revive_below: float) -> Figure:
     figure.colorbar(image, ax=left, pad=0.02, label="share of the choices at a step (%)")
     title = "Proposals chosen by the GC-agent" + (f", mean of {cells} cells" if cells > 1 else "")
     left.set(title=title, xlabel="proposal, the most used over all steps first")
-    entropy = torch.special.entr(usage.double()).sum(-1).mean(1).tolist()
-    most = float(np.log(actions))
+    entropy, most = torch.special.entr(usage.double()).sum(-1).mean(1).tolist(), float(np.log(actions))
     right.barh(np.arange(horizon), entropy, color=BLUE)
     for h, nats in enumerate(entropy):
         right.text(1.1 * most, h, f"{np.exp(nats):.1f}", fontsize=min(9, 540 / horizon), va="center")
     right.axvline(most, color=VERMILION, ls="--", lw=2)
     right.set_xlim(0, 1.3 * most)
-    right.set(title=f"Entropy (dashed: log {actions} = {most:.2f})", xlabel="nats a choice; right: perplexity")
+    right.set(title=f"Entropy (log {actions} = {most:.2f})", xlabel="nats a choice; right: perplexity")
     dead, limit = len(dead_proposals(usage, revive_below)), f"{100 * revive_below:g} % of an equal share"
     figure.suptitle(f"Use of the proposals: {dead} of {actions} dead (chosen less than {limit})", fontsize=13)
     return figure
@@ -249,10 +247,9 @@ def draw_usage(usage: Tensor, revive_below: float) -> Figure:
 
 def _heat_figure(horizon: int) -> tuple[Figure, Axes, Axes]:
     """A figure with room for a map over the steps of an episode, the first on top, and bars beside it."""
-    figure = _figure(450 if horizon <= 18 else min(100 + 20 * horizon, 1200), layout="constrained")
+    figure = _figure(450 if horizon <= 18 else min(100 + 20 * horizon, 1200), arranged=True)
     left, right = figure.subplots(1, 2, width_ratios=(5, 2), sharey=True)
-    left.set(ylabel="step h of the episode", ylim=(horizon - 0.5, -0.5))
-    left.set_yticks(np.arange(0, horizon, -(-horizon // 50)))
+    left.set(yticks=range(0, horizon, -(-horizon // 50)), ylim=(horizon - 0.5, -0.5), ylabel="step h of the episode")
     right.spines[["top", "right"]].set_visible(False)
     return figure, left, right
 
@@ -267,20 +264,23 @@ def draw_trajectories(model: Model, goals: ImageSet | None, seed: int) -> Figure
         strips["The GC-agent is told a goal, the test image on the right"] = told_frames(model, goals, seed)
     shown = np.unique(np.linspace(0, model.horizon, min(FRAMES, model.horizon + 1)).round().astype(int))
     _, height, width = model.shape
-    factor = min(max(1, 60 // max(height, width)), (WIDTH - 80) / ((len(shown) + 1) * (width + 1) + 1))
-    factor = int(factor) if factor > 1 else factor  # whole pixels, unless the images must shrink
+    wanted = max(1, (60 if len(shown) > 4 else 96) // max(height, width))
+    room = (WIDTH - 80) / ((len(shown) + 1) * (width + 1) + 1)
+    factor = min(wanted, int(room)) if room >= 1 else room  # whole pixels, unless the images must shrink
     left, top, across = 24, 44, factor * (len(shown) * (width + 1) + 1)
-    space = 90 + factor * (EPISODES * (height + 1) + 1)
-    figure = _figure(int(space * len(strips)), max(640, int(left + across + factor * (width + 2) + 40)))
+    wide, high = left + across + factor * (width + 2) + 40, 90 + factor * (EPISODES * (height + 1) + 1)
+    beside = wide <= WIDTH / 2 and len(strips) == 2
+    right, down = (WIDTH / 2, 0) if beside else (0, high)  # where the second strip is
+    figure = _figure(int(high + down * (len(strips) - 1)), WIDTH if beside else int(max(wide, 640)))
     for i, (title, frames) in enumerate(strips.items()):
         strip = tile(frames[shown].transpose(0, 1).flatten(0, 1), len(shown), scale=1)
-        axes = _picture(figure, strip, left, top + i * space, factor)
+        axes = _picture(figure, strip, left + i * right, top + i * down, factor)
         axes.set_title(title, loc="left", fontsize=12)
         axes.set_xticks((np.arange(len(shown)) + 0.5) * (width + 1), labels=[str(h) for h in shown], fontsize=9)
         axes.set_xlabel("canvas after h steps")
     if goals is not None:
         column = tile(to_bytes(goals.images, model.levels), 1, scale=1)
-        _picture(figure, column, left + across + 16, top + space, factor).set_xlabel("goal")
+        _picture(figure, column, left + right + across + 16, top + down, factor).set_xlabel("goal")
     return figure
 
 
@@ -288,8 +288,8 @@ def told_frames(model: Model, goals: ImageSet, seed: int) -> Tensor:
     """Canvases of the GC-agent told ``goals``, (H + 1, N, C, height, width) uint8, 0..255."""
     start = model.start()
     names = pairing_names(start, goals)
-    begin = None if names is None else start(len(goals), names=names)
-    states = model.rollout(goals.images, seed, start=begin).states
+    partners = start(len(goals), names=names) if names else None
+    states = model.rollout(goals.images, seed, start=partners).states
     canvases = model.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
     return to_bytes(from_unit(canvases.cpu(), model.levels), model.levels)
 
@@ -302,12 +302,9 @@ def draw_neighbours(model: Model, train: Tensor, goals: ImageSet, seed: int) -> 
     means = [nearest_distance(x.flatten(1), train.flatten(1)).distance.mean() / unit for x in (samples, goals.images)]
     distance, index = nearest_images(samples[:SHOWN], train, NEIGHBOURS)
     figure = _figure(102 + 112 * (1 + index.shape[1]))
-    line = (
-        f"Distance (root mean square of pixels 0 to 1) to the nearest of {len(train):,} training images: "
-        f"{means[0]:.3f} for {len(goals)} samples,\n{means[1]:.3f} for {len(goals)} test images. "
-        "Samples far nearer than test images would be copies."
-    )
     _write(figure, WIDTH / 2, 22, "Samples and their nearest training images", fontsize=14)
+    line = f"Mean distance (root mean square of pixels 0 to 1) to the nearest of {len(train):,} training images:\n"
+    line += f"{means[1]:.3f} for {len(goals)} test images, {means[0]:.3f} for {len(goals)} samples (far lower: copies)"
     _write(figure, WIDTH / 2, 58, line)
     for row in range(1 + index.shape[1]):
         top = 98 + 112 * row if row else 84
@@ -328,9 +325,9 @@ def nearest_images(queries: Tensor, reference: Tensor, count: int) -> tuple[Tens
     return found.values, found.indices
 
 
-def _figure(height: int, width: int = WIDTH, **options: Any) -> Figure:
-    # Never pyplot, which would keep every figure.
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white", **options)
+def _figure(height: int, width: int = WIDTH, arranged: bool = False) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1) if arranged else None
+    figure = Figure((width / DPI, height / DPI), DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 

@@ -101,7 +101,7 @@ def rollout(
 
 @dataclass
 class Samples:
-    """B episodes of the S-agent."""
+    """B episodes of the S-agent. (Equations 1 and 2)"""
 
     states: Tensor
     """(H + 1, B, *state_shape)"""
@@ -113,7 +113,7 @@ class Samples:
 
 @torch.no_grad()
 def sample_rollout(agents: Agents, start: Tensor, noise: Tensor, temperature: float = 1.0) -> Samples:
-    """Let the S-agent act alone from ``start`` (B, C, height, width); new images are the last canvases.
+    """Let the S-agent act alone from ``start`` (B, C, height, width); new images are the last canvases. (Equation 1)
 
     Args:
         temperature: below 1 the policy is sharpened (logits divided by it); 1 is the model itself.

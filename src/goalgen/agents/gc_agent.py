@@ -140,8 +140,9 @@ class ValueGCAgent(LookaheadGCAgent):
     """q proportional to p(a | x) exp V_{h+1}(f(x, a), g), with V learned on the soft return. (Equations 5, 6)
 
     V_h = Phi_h + W_h. W is the value of the episode whose rewards are shaped by Phi (equation 8), so learning starts
-    at the posterior agent (W = 0) and what is learned is what one-step lookahead does not see. With several
-    cells W is a sum over cells, as Phi is, so that improvement over p stays exact cell by cell.
+    at the posterior agent (W = 0) and what is learned is what one-step lookahead does not see: a weight for every
+    step and pixel, and a small network of the canvas's difference from the goal and of the goal. With several cells W is
+    a sum over cells, as Phi is, so that improvement over p stays exact cell by cell.
     """
 
     learner = "soft_value"
@@ -152,14 +153,13 @@ class ValueGCAgent(LookaheadGCAgent):
         self.cells = environment.action_space.cells if isinstance(environment, ChoiceEnvironment) else 1
         self.residual = nn.Linear(pixels, width)
         self.goal = nn.Linear(pixels, width)
-        self.step = nn.Embedding(environment.horizon + 1, width)
+        self.step = nn.Embedding(environment.horizon, width)
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         self.output = nn.Linear(width, 1)
-        self.scale = nn.Embedding(environment.horizon + 1, 1)
-        self.offset = nn.Embedding(environment.horizon + 1, 1)
-        for layer in (self.output, self.scale, self.offset):
-            nn.init.zeros_(layer.weight)
+        self.weight = nn.Parameter(torch.zeros(environment.horizon, *shape))
+        self.offset = nn.Parameter(torch.zeros(environment.horizon))
+        nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def values(self, h: int, canvas: Tensor, goal: Tensor, environment: ChoiceEnvironment, phi: Tensor) -> Tensor:
@@ -170,14 +170,17 @@ class ValueGCAgent(LookaheadGCAgent):
         """
         if h == self.potential.horizon:
             return phi
-        residual = (canvas - goal.unsqueeze(1)).unsqueeze(2)  # (B, N, 1, C, height, width)
+        difference = canvas - goal.unsqueeze(1)
+        precision = torch.exp(-2 * self.potential.log_sigma[h].detach())
+        squares = environment.sum_by_cell(difference.square(), -0.5 * precision * self.weight[h])
+        residual = difference.unsqueeze(2)  # (B, N, 1, C, height, width)
         if self.cells > 1:
             residual = residual * environment.cell_mask()  # what one cell's choice can change
         step = torch.tensor(h, device=canvas.device)
         x = self.residual(residual.flatten(3)) + (self.goal(goal.flatten(1)) + self.step(step))[:, None, None]
         x = x + self.inner(F.silu(self.norm(x)))
-        correction = self.output(F.silu(x)).squeeze(-1) + self.offset(step)
-        return phi * torch.exp(self.scale(step)) + full_precision(correction)
+        correction = self.output(F.silu(x)).squeeze(-1) + self.offset[h]
+        return phi + squares + full_precision(correction)
 
     def logits(self, view: View) -> Tensor:
         environment = view.environment

@@ -16,7 +16,8 @@ from goalgen.environments import Discrete
 from goalgen.likelihoods import full_precision
 
 UNIFORM_SHARE = 1e-3
-"""Part of every discrete policy that is uniform: it bounds each KL by log(A / UNIFORM_SHARE) nats a choice."""
+"""Part of every discrete policy that is uniform: it bounds each KL by log(A / UNIFORM_SHARE) nats a choice.
+(Equation 17)"""
 
 @dataclass
 class Decision:
@@ -98,6 +99,7 @@ class ProposalsSAgent(SAgent):
         return torch.cat(parts)[order.argsort()].transpose(1, 2).unflatten(0, action.shape)
 
     def _policy(self, h: Tensor, context: Tensor) -> Distribution:
+        """p(. | x_h), mixed with a uniform share. (Equation 17)"""
         weight = self.logit_weight.flatten(0, 1)  # (A cells, width)
         logits = full_precision(context @ weight.T).unflatten(1, self.logit_weight.shape[:2])  # (B, A, cells)
         logits = (logits + self.logit_bias[:, h].transpose(0, 1)).transpose(1, 2)  # h (B,) or (1,)

@@ -2,7 +2,7 @@
 
 from goalgen.learners.base import Learned, Learner, make_learner, register_learner, replay
 from goalgen.learners.potential import PotentialLearner, potential_loss, temperature_loss
-from goalgen.learners.soft_value import SoftValueLearner, soft_returns
+from goalgen.learners.soft_value import SoftValueLearner, soft_returns, within_goals
 
 register_learner("potential", PotentialLearner)
 register_learner("soft_value", SoftValueLearner)
@@ -18,4 +18,5 @@ __all__ = [
     "replay",
     "soft_returns",
     "temperature_loss",
+    "within_goals",
 ]

@@ -16,6 +16,8 @@ from goalgen.environments import ChoiceEnvironment, Discrete, ProposalsEnvironme
 from goalgen.errors import GoalgenError
 from goalgen.rollout import Trajectory, rollout
 
+Backprop = Literal["chosen", "full"]
+
 
 @dataclass
 class Learned:
@@ -33,6 +35,7 @@ class Learned:
 
 def replay(agents: Agents, trajectory: Trajectory) -> Bound:
     """The bound again, at the visited states, with gradients: only chosen proposals are drawn, all steps at once.
+    (Equation 3)
 
     The gradient reaches every chosen proposal through the sum that the last canvas is, and every policy at
     its state; it does not pass through the networks' view of earlier canvases (see ``backprop`` in the configuration).
@@ -57,12 +60,18 @@ class Learner(nn.Module):
     GC-agent learns in :meth:`gc_loss`.
 
     A module, so that distributed training wraps it whole.
+
+    Args:
+        agents: the agents that learn.
+        backprop: path of the gradient, see the configuration.
+        episodes: how many consecutive rows of a batch share their goal and start.
     """
 
-    def __init__(self, agents: Agents, backprop: Literal["chosen", "full"] = "chosen") -> None:
+    def __init__(self, agents: Agents, backprop: Backprop = "chosen", episodes: int = 1) -> None:
         super().__init__()
         self.agents = agents
         self.backprop = backprop
+        self.episodes = episodes
 
     def forward(self, start: Tensor, goals: Tensor, noise: Tensor, interrupt: Tensor | None = None) -> Learned:
         """Loss of one batch.
@@ -108,7 +117,7 @@ def canvases(agents: Agents, trajectory: Trajectory) -> Tensor:
     return agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
 
 
-LearnerFactory = Callable[[Agents, Literal["chosen", "full"]], Learner]
+LearnerFactory = Callable[[Agents, Backprop, int], Learner]
 
 _LEARNERS: dict[str, LearnerFactory] = {"imitation": Learner}
 
@@ -118,7 +127,7 @@ def register_learner(name: str, factory: LearnerFactory) -> None:
     _LEARNERS[name] = factory
 
 
-def make_learner(agents: Agents, backprop: Literal["chosen", "full"] = "chosen") -> Learner:
+def make_learner(agents: Agents, backprop: Backprop = "chosen", episodes: int = 1) -> Learner:
     """The learner that the GC-agent names.
 
     Raises:
@@ -127,7 +136,7 @@ def make_learner(agents: Agents, backprop: Literal["chosen", "full"] = "chosen")
     name = agents.gc_agent.learner
     if name not in _LEARNERS:
         raise GoalgenError(f"no learner is called {name!r}; there are: {', '.join(sorted(_LEARNERS))}")
-    return _LEARNERS[name](agents, backprop)
+    return _LEARNERS[name](agents, backprop, episodes)
 
 
 def choice_environment(agents: Agents) -> ChoiceEnvironment:

@@ -37,6 +37,19 @@ def soft_returns(log_ratio: Tensor, values: Tensor, terminal: Tensor, weight: fl
     return torch.stack(targets[::-1]) if targets else values
 
 
+def within_goals(error: Tensor, episodes: int) -> Tensor:
+    """Errors (H - 1, B) less their mean over the episodes of the same goal.
+
+    What all episodes of a goal have in common, how hard it is to reach, is most of the variance of the returns, and no
+    policy depends on it: q compares the next states of one goal. So with several episodes a goal only their
+    differences are learned from, and V is right up to a constant for each goal and step.
+    """
+    if episodes == 1:
+        return error
+    grouped = error.unflatten(1, (-1, episodes))
+    return (grouped - grouped.mean(-1, keepdim=True)).flatten(1) * (episodes / (episodes - 1)) ** 0.5
+
+
 class SoftValueLearner(Learner):
     """Learns V of :class:`goalgen.agents.ValueGCAgent` from the episodes it acts in. (Equations 5, 6 and 8)"""
 
@@ -57,5 +70,6 @@ class SoftValueLearner(Learner):
         predicted = torch.stack(values)  # (H - 1, B)
         terminal = -terms.reconstruction.detach()
         targets = soft_returns(trajectory.log_ratio.detach(), predicted.detach(), terminal)
-        error = F.huber_loss(predicted, targets, delta=5.0)
-        return loss + error, {"value_error": (predicted - targets).detach().square().mean().sqrt()}
+        error = within_goals(predicted - targets, self.episodes)
+        value_loss = F.huber_loss(error, torch.zeros_like(error), delta=5.0)
+        return loss + value_loss, {"value_error": error.detach().square().mean().sqrt()}

@@ -42,6 +42,14 @@ def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
     return None
 
 
+def episodes_per_goal(config: Config) -> int:
+    """Episodes of every goal in a batch."""
+    chosen = config.training.episodes_per_goal
+    if chosen is not None:
+        return chosen
+    return 4 if config.model.gc_agent == "value" else 1
+
+
 class Batches:
     """Random access to the batches of a run.
 
@@ -53,14 +61,18 @@ class Batches:
         self, config: Config, train: ImageSet, binarize: bool, start: Start, environment: Environment, rank: int, world: int
     ) -> None:
         size = config.training.batch_size
-        if size % world:
-            raise GoalgenError(f"--batch-size {size} cannot be shared by {world} processes; make it a multiple of {world}")
         self.config = config
         self.train = train
         self.binarize = binarize
         self.start = start
         self.environment = environment
-        self.order = BatchOrder(len(train), size, config.seed)
+        self.episodes = episodes_per_goal(config)
+        if size % (world * self.episodes):
+            raise GoalgenError(
+                f"--batch-size {size} cannot be shared by {world} processes with {self.episodes} episodes for every goal; "
+                f"make it a multiple of {world * self.episodes}"
+            )
+        self.order = BatchOrder(len(train), size // self.episodes, config.seed)
         self.names = pairing_names(start, train)
         self.rows = slice(rank * size // world, (rank + 1) * size // world)
 
@@ -77,6 +89,7 @@ class Batches:
         goals = to_unit(images, levels)
         names = [self.names[i] for i in indices.tolist()] if self.names else None
         start = self.start(len(goals), goals=goals, names=names, generator=rng.generator(seed, "start", step))
+        goals, start = (x.repeat_interleave(self.episodes, 0) for x in (goals, start))
         noise = draw_noise(self.environment, len(goals), rng.generator(seed, "actions", step))
         interrupt = None
         if settings.chain_dropout > 0:
@@ -85,6 +98,4 @@ class Batches:
             interrupt = torch.rand(self.environment.horizon, len(goals), 1 + cells, generator=generator)
             interrupt[:, :, 0] -= settings.chain_dropout
         keep = self.rows
-        return Batch(
-            start[keep], goals[keep], noise[:, keep], None if interrupt is None else interrupt[:, keep]
-        )
+        return Batch(start[keep], goals[keep], noise[:, keep], None if interrupt is None else interrupt[:, keep])

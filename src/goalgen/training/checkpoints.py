@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Progress:
     best_step: int = 0
     revived: int = 0
     """Proposals revived so far."""
+    window: list[list[float]] = field(default_factory=list)
+    """What the steps since the last record of the log measured, for the next record to be whole."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -95,7 +97,8 @@ def load_checkpoint(
         ema.load_state_dict(averaged)
         restore_optimizer(optimizer, state)
     except (TypeError, RuntimeError, ValueError, KeyError) as error:
-        raise GoalgenError(f"{path} does not fit this model ({str(error)[:200]}); delete it to start from an older one") from None
+        reason = " ".join(str(error).split())[:200]
+        raise GoalgenError(f"{path} does not fit this model ({reason}); delete it to start from an older one") from None
     return progress
 
 

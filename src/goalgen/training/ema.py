@@ -14,7 +14,7 @@ class EMA:
     """A second copy of a module whose weights follow the first slowly.
 
     After n updates the decay is ``min(decay, (1 + n) / (10 + n))``: the average of a young run is short, so that it
-    forgets the untrained weights.
+    forgets the untrained weights. (Equation 18)
     """
 
     def __init__(self, module: Agents, decay: float) -> None:

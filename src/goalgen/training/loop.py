@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import is_tensorboard_available
 from torch import Tensor
 from tqdm import tqdm
 
 from goalgen import rng
 from goalgen.agents import Agents, make_agents
-from goalgen.bound import Bound, bits_per_dim, bound
+from goalgen.bound import bits_per_dim, bound
 from goalgen.config import Config, load_config, save_config
 from goalgen.data import ImageSet, Splits, from_unit, load_data, to_bytes, to_unit
 from goalgen.errors import GoalgenError
@@ -78,7 +80,7 @@ def check_config(config: Config) -> None:
     """
     training = config.training
     for name, least in (
-        ("batch_size", 1), ("warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
+        ("batch_size", 1), ("episodes_per_goal", 1), ("warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
         ("keep", 1), ("picture_every", 0), ("log_every", 1), ("revive_every", 0),
     ):  # fmt: skip
         value = getattr(training, name)
@@ -178,18 +180,25 @@ class Trainer:
         )  # fmt: skip
         agents.to(self.accelerator.device)
         self.ema = EMA(agents, self.settings.ema)
-        learner = make_learner(agents, self.settings.backprop)
+        learner = make_learner(agents, self.settings.backprop, self.batches.episodes)
         optimizer = make_optimizer(agents, self.settings)
         self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
         self.agents: Agents = agents
         self.progress = Progress()
         self.clock = time.perf_counter()
+        self.saved_at, self.saved_step = 0.0, -1
+        self.window: list[Tensor] = []  # what the steps since the last record of the log measured
+        self.over = False
         self.stop = StopSignal()
 
     def _accelerator(self) -> Accelerator:
         tracker: list[Any] = [JSONLTracker(self.config.out / "log.jsonl")]
         if self.settings.tensorboard:
+            if not is_tensorboard_available():  # Accelerate would leave the tracker out and say nothing
+                raise GoalgenError('--tensorboard needs the package tensorboard: pip install "goalgen[tensorboard]"')
             tracker.append("tensorboard")
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != self.settings.precision:
+            AcceleratorState._reset_state()  # an earlier run of this Python process had another precision
         try:
             return Accelerator(
                 mixed_precision=self.settings.precision,
@@ -214,21 +223,21 @@ class Trainer:
         )  # fmt: skip
         self.clock = time.perf_counter() - self.progress.seconds
         self.saved_at = self.progress.seconds
-        window: list[Learned] = []
         mark = (time.perf_counter(), self.progress.step)
-        with self.stop.listening():
+        with bar, self.stop.listening():
             while not self._finished():
-                window.append(self._step())
+                learned = self._step()
+                names, values = measured(learned)
+                self.window.append(values)
                 step = self.progress.step
                 if step % self.settings.log_every == 0:
                     rate_now = (step - mark[1]) * self.settings.batch_size / (time.perf_counter() - mark[0])
-                    record = self._log(window, rate_now)
-                    window, mark = [], (time.perf_counter(), step)
+                    record = self._log(names, rate_now)
+                    mark = (time.perf_counter(), step)
                     bar.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim, {rate_now:,.0f} images/s")
                 bar.n = self._position()
                 bar.refresh() if step % self.settings.log_every == 0 else None
                 self._at_intervals()
-        bar.close()
         return self._end()
 
     def _silent(self) -> bool:
@@ -241,12 +250,15 @@ class Trainer:
         return self.progress.step if self.settings.max_steps else min(self.progress.seconds, self._total())
 
     def _finished(self) -> bool:
+        """Whether the run is over, or was told to stop."""
         self.progress.seconds = time.perf_counter() - self.clock
         settings = self.settings
-        over = settings.max_steps is not None and self.progress.step >= settings.max_steps
         seconds = settings.max_seconds or (None if settings.max_steps else DEFAULT_SECONDS)
-        late = seconds is not None and self.progress.seconds >= seconds
-        return over or self._agreed(late or self.stop.received)
+        self.over = self._is_last_step() or (seconds is not None and self._agreed(self.progress.seconds >= seconds))
+        return self.over or self._agreed(self.stop.received)
+
+    def _is_last_step(self) -> bool:
+        return self.settings.max_steps is not None and self.progress.step >= self.settings.max_steps
 
     def _agreed(self, flag: bool) -> bool:
         """Whether any process says so: clocks and signals differ between processes, the last step must not."""
@@ -275,7 +287,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.agents.generative_parameters(), settings.clip_norm)
         other = torch.nn.utils.clip_grad_norm_(self.agents.gc_parameters() or [norm], settings.clip_norm)
         if not torch.isfinite(learned.loss + norm + other):
-            self._stop_at_nan(learned.bound)
+            self._stop_at_nan(first_bad_tensor(learned.bound, self.agents))
         self.optimizer.step()
         self.progress.step = step + 1
         self._count(learned)
@@ -287,11 +299,16 @@ class Trainer:
             )
         return learned
 
-    def _stop_at_nan(self, terms: Bound) -> None:
-        culprit = first_bad_tensor(terms, self.agents)
+    def _stop_at_nan(self, culprit: str) -> None:
         kept = list_checkpoints(self.config.out)
         where = f"the last checkpoint, {kept[-1].name}, is kept" if kept else "no checkpoint had been written"
         raise GoalgenError(f"training stopped at step {self.progress.step}: {culprit}; {where}; try a lower --learning-rate")
+
+    def _check_weights(self) -> None:
+        """Refuse to save weights that the last update has spoilt, and no loss has seen yet."""
+        for name, parameter in self.agents.named_parameters():
+            if not torch.isfinite(parameter).all():
+                self._stop_at_nan(f"{name} is not finite")
 
     def _count(self, learned: Learned) -> None:
         """Running average of how often each proposal is chosen, the same on every process."""
@@ -303,25 +320,23 @@ class Trainer:
 
     def _at_intervals(self) -> None:
         settings, step = self.settings, self.progress.step
-        if step % settings.eval_every == 0:
+        # The last step is measured and kept here, not after the loop, so that a run cut off at it ends like any other.
+        last = self._is_last_step()
+        if step % settings.eval_every == 0 or last:
             self._validate()
         if settings.picture_every and step % settings.picture_every == 0 and self.main:
             self._pictures()
         self.progress.seconds = time.perf_counter() - self.clock
         due = self.progress.seconds - self.saved_at >= settings.checkpoint_seconds
-        if step % settings.checkpoint_every == 0 or self._agreed(due):
+        if step % settings.checkpoint_every == 0 or last or self._agreed(due):
             self._checkpoint()
 
-    def _log(self, window: list[Learned], images_per_second: float) -> dict[str, float]:
-        reconstruction = torch.cat([w.bound.reconstruction for w in window]).mean()
-        kl = torch.cat([w.bound.kl for w in window], 1).mean(1)
-        extra = {name: torch.stack([w.extra[name] for w in window]).mean() for name in window[0].extra}
-        names = ["reconstruction_nats", *(f"kl_nats_{h}" for h in range(len(kl))), *extra]
-        values = torch.cat([reconstruction[None], kl, *(v[None] for v in extra.values())])
-        if self.accelerator.num_processes > 1:
-            values = self.accelerator.reduce(values, "mean")
-        record: dict[str, float] = dict(zip(names, values.tolist(), strict=True))
-        record["kl_nats"] = sum(record[f"kl_nats_{h}"] for h in range(len(kl)))
+    def _log(self, names: list[str], images_per_second: float) -> dict[str, float]:
+        """Write the mean of the window, and empty it."""
+        record: dict[str, float] = dict(zip(names, self._window().mean(0).tolist(), strict=True))
+        self.window = []
+        steps = sum(name.startswith("kl_nats_") for name in names)
+        record["kl_nats"] = sum(record[f"kl_nats_{h}"] for h in range(steps))
         record["nll_bound_nats"] = record["reconstruction_nats"] + record["kl_nats"]
         record["bits_per_dim"] = float(bits_per_dim(record["nll_bound_nats"], self.shape))
         record |= {"images_per_second": images_per_second, "seconds": self.progress.seconds}
@@ -330,10 +345,18 @@ class Trainer:
         self.accelerator.log(record, step=self.progress.step)
         return record
 
+    def _window(self) -> Tensor:
+        """The window, (steps, values), its mean over all processes."""
+        values = torch.stack(self.window)
+        return self.accelerator.reduce(values, "mean") if self.accelerator.num_processes > 1 else values
+
     def _validate(self) -> None:
         """The bound on held-out goals with the averaged weights; keep the best."""
+        self._check_weights()
         total = validation_bound(self.ema.module, self.data.validation, self.start, self.config.seed)
         bits = float(bits_per_dim(total, self.shape))
+        if not math.isfinite(bits):
+            self._stop_at_nan(f"the held-out bound is {bits}")
         self.accelerator.log({"validation_bits_per_dim": bits}, step=self.progress.step)
         if self.progress.best_bits is None or bits < self.progress.best_bits:
             self.progress.best_bits, self.progress.best_step = bits, self.progress.step
@@ -367,11 +390,13 @@ class Trainer:
         save_gif(frames[:, :16], folder / "trajectories.gif", columns=4)
 
     def _checkpoint(self) -> None:
+        self._check_weights()
+        self.progress.window = self._window().tolist() if self.window else []
         if self.main:
             save_checkpoint(
                 self.config.out, self.agents, self.ema.module, self.optimizer, self.progress, self.settings.keep
             )
-        self.saved_at = self.progress.seconds
+        self.saved_at, self.saved_step = self.progress.seconds, self.progress.step
         self.accelerator.wait_for_everyone()
 
     # -- beginning and end -----------------------------------------------------------------------------------------
@@ -381,15 +406,16 @@ class Trainer:
         kept = list_checkpoints(folder)
         if kept:
             self.progress = load_checkpoint(kept[-1], self.agents, self.ema.module, self.optimizer)
+            self.window = [torch.tensor(v, device=self.accelerator.device) for v in self.progress.window]
+            self.saved_step = self.progress.step
         if self.main:
             cut_log(folder / "log.jsonl", self.progress.step)
             write_atomically(folder / "config.json", lambda p: save_config(self.config, p))
         self.accelerator.wait_for_everyone()
 
     def _end(self) -> Outcome:
-        interrupted = self.stop.received
-        kept = list_checkpoints(self.config.out)
-        already = bool(kept) and kept[-1].name == f"step-{self.progress.step:08d}"
+        interrupted = not self.over
+        already = self.saved_step == self.progress.step
         if not interrupted and (not already or self.progress.best_bits is None):
             self._validate()
         if not already:
@@ -401,6 +427,14 @@ class Trainer:
         self.accelerator.end_training()
         progress = self.progress
         return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted)
+
+
+def measured(learned: Learned) -> tuple[list[str], Tensor]:
+    """What a step says for the log: names, and (values,) means over the batch."""
+    terms = learned.bound
+    names = ["reconstruction_nats", *(f"kl_nats_{h}" for h in range(len(terms.kl))), *learned.extra]
+    extra = [value.detach().reshape(1) for value in learned.extra.values()]
+    return names, torch.cat([terms.reconstruction.mean().reshape(1), terms.kl.mean(1), *extra])
 
 
 def mean_image(images: ImageSet) -> Tensor:

@@ -1,0 +1,209 @@
+"""The order of the modules: each imports only from those before it, and a new one has to be placed here."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "goalgen"
+
+LAYERS: list[tuple[str, str]] = [
+    ("errors", "errors"),
+    ("rng", "rng"),
+    ("storage", "storage"),
+    ("pictures", "pictures"),
+    ("metrics", "metrics metrics.features metrics.statistics"),
+    ("config", "config"),
+    ("data", "data data.batches data.images data.sources"),
+    ("start", "starts"),
+    ("likelihood", "likelihoods"),
+    ("environment", "environments environments.base environments.checker environments.proposals"),
+    ("agents", "agents agents.gc_agent agents.networks agents.pair agents.s_agent"),
+    ("rollout", "rollout"),
+    ("bound", "bound"),
+    ("exact", "exact"),
+    ("learner", "learners learners.base learners.potential learners.soft_value"),
+    (
+        "training",
+        "training training.batches training.checkpoints training.ema training.log training.loop training.optimiser "
+        "training.revival",
+    ),
+    ("saved model", "model"),
+    ("sample", "sampling"),
+    ("evaluate", "evaluation"),
+    ("plots", "plots"),
+    ("command line", "cli"),
+    ("entry", "__main__"),
+]
+"""Layers from first to last, with their modules (names below ``goalgen``)."""
+
+LAYER = {module: i for i, (_, modules) in enumerate(LAYERS) for module in modules.split()}
+
+ONLY = {
+    "errors": set(),
+    "rng": set(),
+    "storage": {"errors"},
+    "pictures": {"errors", "storage"},
+    "metrics": {"errors", "rng", "storage"},
+}
+"""Layers that may import less than everything before them: utilities which know nothing of goalgen's own ideas."""
+
+ROOT = ""
+"""The package itself: what ``import goalgen`` runs."""
+
+HEAVY = {"torchvision", "datasets", "torch_fidelity", "tensorboard", "torchmetrics"}
+"""Optional packages: imported where they are used, never with goalgen."""
+
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str
+    """Dotted name as imported, such as "torch.nn" or "goalgen.rng"."""
+    line: int
+    top_level: bool
+    typing_only: bool
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import of a file, in functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield from _imports(tree, True, False)
+
+
+def _imports(node: ast.AST, top_level: bool, typing_only: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for name in child.names:
+                yield Import(name.name, child.lineno, top_level, typing_only)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: imports are absolute here"
+            for name in child.names:
+                yield Import(f"{child.module}.{name.name}", child.lineno, top_level, typing_only)
+        elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for statement in child.body:
+                yield from _imports(ast.Module([statement], []), top_level, True)
+            for statement in child.orelse:
+                yield from _imports(ast.Module([statement], []), top_level, typing_only)
+        else:
+            inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield from _imports(child, top_level and not inside, typing_only)
+
+
+def own_module(target: str) -> str | None:
+    """The module below goalgen that ``target`` (a module, or a name in one) comes from; None if not from goalgen."""
+    parts = target.split(".")
+    if parts[0] != "goalgen":
+        return None
+    for end in range(len(parts), 1, -1):
+        name = ".".join(parts[1:end])
+        if name in MODULES:
+            return name
+    return ROOT
+
+
+def package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_has_its_place():
+    assert set(MODULES) - {ROOT} == set(LAYER), "place each module in LAYERS of tests/test_architecture.py"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {ROOT}))
+def test_modules_import_only_from_earlier_layers(module):
+    layer = LAYER[module]
+    allowed = ONLY.get(LAYERS[layer][0])
+    for found in imports(MODULES[module]):
+        target = own_module(found.target)
+        if target is None:
+            continue
+        where = f"{MODULES[module].name}:{found.line} imports {found.target}"
+        if target == ROOT:
+            assert package(module) in ("cli", "__main__"), f"{where}: import the module itself, not the package goalgen"
+            continue
+        within = LAYER[target] == layer and package(target) == package(module)
+        assert within or LAYER[target] < layer, f"{where}, which comes later"
+        if allowed is not None and not within:
+            assert LAYERS[LAYER[target]][0] in allowed, f"{where}; {LAYERS[layer][0]} may import only {sorted(allowed)}"
+
+
+def test_the_package_itself_loads_only_the_configuration():
+    """`import goalgen` and `goalgen --help` must not wait for torch; the rest is loaded when first asked for."""
+    eager = {own_module(f.target) for f in imports(MODULES[ROOT]) if f.top_level and not f.typing_only}
+    assert eager - {None} == {"config", "errors"}
+    for module in ("config", "errors", "cli"):
+        tops = {f.target.partition(".")[0] for f in imports(MODULES[module]) if f.top_level and not f.typing_only}
+        assert "torch" not in tops
+
+
+def test_there_is_no_import_cycle():
+    graph = {
+        module: {t for f in imports(path) if (t := own_module(f.target)) is not None and t not in (ROOT, module)}
+        for module, path in MODULES.items()
+        if module != ROOT
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_optional_packages_are_not_imported_with_goalgen(module):
+    for found in imports(MODULES[module]):
+        if found.top_level and not found.typing_only:
+            parts = set(found.target.split("."))
+            assert not parts & HEAVY, f"{module} line {found.line}: import {found.target} where it is used"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_is_unpickled(module):
+    """Files of others must not run code: safetensors and JSON everywhere; published weights with weights_only=True."""
+    for found in imports(MODULES[module]):
+        assert found.target.partition(".")[0] not in UNPICKLERS, f"{module} line {found.line} imports {found.target}"
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        where = f"{module} line {node.lineno}: {called}"
+        if called in ("torch.load", "torch.save") or called.startswith("torch.hub.load"):
+            assert module == "metrics.features", f"{where}; use goalgen.storage"
+            if called != "torch.save":
+                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert given.get("weights_only") == "True", f"{where} needs weights_only=True"
+        if any(k.arg == "allow_pickle" for k in node.keywords):
+            raise AssertionError(f"{where} with allow_pickle")
+
+
+def test_the_rules_catch_what_they_forbid(tmp_path):
+    """The parser sees imports in functions, in classes and behind conditions."""
+    file = tmp_path / "sample.py"
+    file.write_text(
+        "import torch.nn as nn\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from goalgen.model import Model\n"
+        "class A:\n    import datasets\n"
+        "def f():\n    from goalgen import rng\n    from goalgen.data import load_data\n"
+        "try:\n    import torchvision\nexcept ImportError:\n    pass\n"
+    )
+    found = {(f.target, f.top_level, f.typing_only) for f in imports(file)}
+    assert ("goalgen.model.Model", True, True) in found
+    assert ("datasets", True, False) in found
+    assert ("goalgen.rng", False, False) in found
+    assert ("torchvision", True, False) in found
+    assert own_module("goalgen.rng") == "rng"
+    assert own_module("goalgen.data.load_data") == "data"
+    assert own_module("goalgen.__version__") == ROOT
+    assert own_module("torch.nn") is None

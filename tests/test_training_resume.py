@@ -1,0 +1,200 @@
+"""A run that is stopped, killed or spoilt, and started again by the same command."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from goalgen import cli
+from goalgen.agents import GreedyGCAgent, register_gc_agent
+from goalgen.training import train
+from goalgen.training.checkpoints import list_checkpoints
+from goalgen.training.log import read_log
+from runs import different, digest, finish, start, tiny_config, tiny_options, timeless_log, write_images
+
+
+class StoppingGCAgent(GreedyGCAgent):
+    """Acts like the greedy agent; a number of decisions later the process gets a signal, in the middle of a step."""
+
+    decisions_left: int | None = None
+
+    def policy(self, view):
+        cls = type(self)
+        if cls.decisions_left is not None:
+            cls.decisions_left -= 1
+            if cls.decisions_left == 0:
+                signal.raise_signal(signal.SIGTERM)
+        return super().policy(view)
+
+
+register_gc_agent("stopping", StoppingGCAgent)
+
+FREQUENT = {
+    "gc_agent": "stopping", "max_steps": 40, "log_every": 5, "eval_every": 6, "checkpoint_every": 9, "dropout": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("decisions", [4, 41, 100])
+def test_stopped_and_resumed_run_is_the_uninterrupted_run(tmp_path, monkeypatch, decisions):
+    whole = train(tiny_config(tmp_path / "whole", **FREQUENT))
+    config = tiny_config(tmp_path / "halves", **FREQUENT)
+
+    monkeypatch.setattr(StoppingGCAgent, "decisions_left", decisions)
+    first = train(config)
+    assert first.interrupted
+    assert 0 < first.step < 40
+    assert not (tmp_path / "halves" / "last").exists()
+
+    second = train(config)
+    assert not second.interrupted
+    assert different(whole.folder, second.folder) == []
+    assert timeless_log(whole.folder) == timeless_log(second.folder)
+    assert whole.best_bits == second.best_bits
+
+
+def test_signal_in_the_last_step_does_not_undo_the_end(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path / "run", gc_agent="stopping", max_steps=3, eval_every=50)
+    monkeypatch.setattr(StoppingGCAgent, "decisions_left", 9)  # three steps of horizon 3
+    outcome = train(config)
+    assert StoppingGCAgent.decisions_left <= 0
+    assert outcome.step == 3
+    assert not outcome.interrupted
+    assert (outcome.folder / "last" / "model.safetensors").exists()
+
+
+def test_finished_run_is_left_as_it_is_by_the_same_command(tmp_path):
+    config = tiny_config(tmp_path / "run", max_steps=12, eval_every=5, checkpoint_every=5)
+    train(config)
+    log, weights = (tmp_path / "run" / "log.jsonl").read_text(), digest(tmp_path / "run" / "checkpoints")
+    train(config)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
+    assert digest(tmp_path / "run" / "checkpoints") == weights
+
+
+def test_finished_run_goes_on_when_given_more_steps(tmp_path):
+    train(tiny_config(tmp_path / "run", max_steps=10))
+    assert train(tiny_config(tmp_path / "run", max_steps=15)).step == 15
+    assert read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 15
+
+
+def wait_for_step(folder: Path, step: int, process, *, seconds: float = 60) -> None:
+    """Return once a checkpoint of at least ``step`` is whole."""
+    end = time.monotonic() + seconds
+    while not any(int(p.name[5:]) >= step for p in list_checkpoints(folder)):
+        assert process.poll() is None, f"the run ended before step {step}: {process.communicate()}"
+        assert time.monotonic() < end, f"the run has not reached step {step}"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_says_one_line_and_exits_130(tmp_path, number):
+    data = write_images(tmp_path / "images")
+    options = tiny_options(tmp_path / "run", data=data, max_steps=5000, checkpoint_every=10, eval_every=50)
+    process = start(["train", *options])
+    wait_for_step(tmp_path / "run", 20, process)
+    process.send_signal(number)
+    status, out, err = finish(process)
+    assert status == 130
+    assert len(out.splitlines()) == 1
+    assert "the same command goes on" in out
+    assert err == ""
+
+    step = int(list_checkpoints(tmp_path / "run")[-1].name[5:])
+    assert f"step {step}," in out
+    assert cli.main(["train", *options, "--max-steps", str(step + 5)]) == 0
+    assert read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == step + 5
+
+
+def half_written(folder: Path) -> list[Path]:
+    return list((folder / "checkpoints").glob(".step-*.tmp"))
+
+
+def test_run_killed_ten_times_is_the_run_never_killed(tmp_path):
+    """Half of the kills wait for a checkpoint to be half written, the others for a random moment."""
+    steps, kills = 130, 10
+    settings = {
+        "data": str(write_images(tmp_path / "images")), "max_steps": steps, "checkpoint_every": 3, "eval_every": 8,
+        "log_every": 4, "picture_every": 50,
+    }  # fmt: skip
+    whole = train(tiny_config(tmp_path / "whole", **settings)).folder
+    folder = tmp_path / "killed"
+    moments = random.Random(0)
+    cut_short = 0
+    for kill in range(kills):
+        process = start(["train", *tiny_options(folder, **settings)])
+        wait_for_step(folder, steps * (kill + 1) // (kills + 1) - moments.randrange(6), process)
+        if kill % 2:
+            time.sleep(moments.uniform(0, 0.04))
+        else:
+            while not half_written(folder) and process.poll() is None:
+                pass
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run had ended before it was killed"
+        assert int(list_checkpoints(folder)[-1].name[5:]) < steps
+        cut_short += bool(half_written(folder))
+    assert cut_short > 0
+
+    status, _, err = finish(start(["train", *tiny_options(folder, **settings)]))
+    assert (status, err) == (0, "")
+    assert different(whole, folder) == []
+    assert timeless_log(whole) == timeless_log(folder)
+    assert [p for p in folder.rglob(".*")] == []
+
+
+def spoil(file: Path, name: str) -> None:
+    """Put one NaN into a tensor of a file."""
+    values = load_file(file)
+    values[name].view(-1)[0] = torch.nan
+    save_file(values, file)
+
+
+def test_nan_weights_stop_the_run_by_name_and_leave_older_checkpoints(tmp_path, capsys):
+    options = tiny_options(tmp_path / "run", max_steps=10, checkpoint_every=5)
+    assert cli.main(["train", *options]) == 0
+    older, newest = list_checkpoints(tmp_path / "run")
+    spoil(newest / "raw.safetensors", "s_agent.torso.input.weight")
+    before = digest(tmp_path / "run" / "checkpoints")
+    capsys.readouterr()
+
+    longer = [*options, "--max-steps", "20"]
+    assert cli.main(["train", *longer]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "training stopped at step 10" in error
+    assert "is NaN" in error
+    assert newest.name in error
+    assert digest(tmp_path / "run" / "checkpoints") == before
+
+    shutil.rmtree(newest)
+    assert older.exists()
+    assert cli.main(["train", *longer]) == 0
+
+
+def test_absurd_learning_rate_stops_the_run_before_it_saves_what_is_not_finite(tmp_path, capsys):
+    options = tiny_options(tmp_path / "run", learning_rate=1e30, checkpoint_every=1, keep=50, eval_every=100)
+    assert cli.main(["train", *options]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "NaN" in error or "infinite" in error or "not finite" in error
+    kept = list_checkpoints(tmp_path / "run")
+    assert kept
+    for checkpoint in kept:
+        assert json.loads((checkpoint / "progress.json").read_text())["step"] > 0
+        for tensor in load_file(checkpoint / "raw.safetensors").values():
+            assert torch.isfinite(tensor).all()
+
+
+def test_bound_that_is_not_finite_never_becomes_the_best(tmp_path, capsys):
+    options = tiny_options(tmp_path / "run", learning_rate=1e30, eval_every=1)
+    assert cli.main(["train", *options]) == 2
+    assert "held-out bound" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "best").exists()
