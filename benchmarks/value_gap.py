@@ -20,14 +20,17 @@ from common import read, write
 
 from goalgen import load, load_data, rng
 from goalgen.agents import Agents, make_gc_agent
+from goalgen.bound import bound
 from goalgen.data import BatchOrder, to_unit
 from goalgen.learners import make_learner
 from goalgen.model import Model
-from goalgen.rollout import draw_noise
+from goalgen.rollout import draw_noise, rollout
 
-BATCH = 128
-EPISODES = 3
-CHAIN_DROPOUT = 0.05
+GOALS, EPISODES = 16, 8
+"""Goals in a batch of learning, and episodes of each."""
+
+MEASURED = 3
+"""Episodes of each test image that a bound is measured on."""
 
 
 def learn(agents: Agents, images: torch.Tensor, model: Model, seconds: float, seed: int) -> int:
@@ -38,22 +41,22 @@ def learn(agents: Agents, images: torch.Tensor, model: Model, seconds: float, se
     for name, parameter in agents.gc_agent.named_parameters():
         if "log_sigma" not in name:  # the potential belongs to what both agents share
             parameter.requires_grad_(True)
-            rates.append({"params": [parameter], "peak": 1e-2 if "temperature" in name else 2e-3})
+            rates.append({"params": [parameter], "peak": 1e-2 if "temperature" in name or name == "weight" else 1e-3})
     optimizer = torch.optim.AdamW(rates, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
-    learner = make_learner(agents)
-    learner.train(False)
-    order = BatchOrder(len(images), BATCH, seed)
+    learner = make_learner(agents, episodes=EPISODES).eval()
+    order = BatchOrder(len(images), GOALS, seed)
     start, begin, step = model.start(), time.perf_counter(), 0
     while (done := (time.perf_counter() - begin) / seconds) < 1:
         goals = to_unit(images[order.indices(step)], model.levels)
-        x0 = start(BATCH, goals=goals, generator=rng.generator(seed, "start", step))
-        generator = rng.generator(seed, "value gap", step)
-        noise = draw_noise(agents.environment, BATCH, generator)
-        interrupt = torch.rand(agents.horizon, BATCH, 1 + agents.environment.action_space.shape[0], generator=generator)
-        interrupt[:, :, 0] -= CHAIN_DROPOUT
+        x0 = start(GOALS, goals=goals, generator=rng.generator(seed, "start", step))
+        goals, x0 = goals.repeat_interleave(EPISODES, 0), x0.repeat_interleave(EPISODES, 0)
+        noise = draw_noise(agents.environment, len(goals), rng.generator(seed, "value gap", step))
+        with torch.no_grad():
+            trajectory = rollout(agents, x0, goals, noise)
+            terms = bound(agents, trajectory)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(1.0, (step + 1) / 50) * max(0.02, 1 - done)
-        loss = learner(x0, goals, noise, interrupt).loss
+        loss, _ = learner.gc_loss(trajectory, terms)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -63,8 +66,8 @@ def learn(agents: Agents, images: torch.Tensor, model: Model, seconds: float, se
 
 
 def measure(model: Model, images: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """J of every image in nats, mean of EPISODES episodes, and the importance-weighted bound of every image."""
-    totals = torch.stack([model.nll_bound(images, seed).total for seed in range(EPISODES)])
+    """J of every image in nats, mean of MEASURED episodes, and the importance-weighted bound of every image."""
+    totals = torch.stack([model.nll_bound(images, seed).total for seed in range(MEASURED)])
     return totals.double().mean(0), model.iw_bound(images, k).double()
 
 
@@ -106,7 +109,7 @@ def main() -> None:
         }
         print(row, flush=True)
         results["rows"].append(row)
-        write(name, {**results, "seconds": options.seconds, "episodes": EPISODES})
+        write(name, {**results, "seconds": options.seconds, "episodes": MEASURED})
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_temperature_gradient_is_the_gradient_of_the_exact_bound():
     with torch.no_grad():
         trajectory = rollout(agents, start.repeat(repeats, 1, 1, 1), g.repeat(repeats, 1, 1, 1), noise)
         terms = bound(agents, trajectory)
-    (gradient,) = torch.autograd.grad(temperature_loss(agent, trajectory, terms), agent.log_temperature)
+    (gradient,) = torch.autograd.grad(temperature_loss(agent, agents.environment, trajectory, terms), agent.log_temperature)
     for h in range(agents.horizon - 1):
         values = []
         for step in (1e-4, -1e-4):
@@ -194,6 +194,7 @@ def test_value_agent_closes_the_gap_that_posterior_leaves():
         posterior = tiny_agents("posterior", seed=7)
         assert torch.allclose(exact.expected_bound(posterior, start, g), untrained, atol=1e-4)
     optimiser = torch.optim.Adam(agents.gc_parameters(), 1e-2)
+    learner.episodes = 64
     updates = 700
     for step in range(updates):
         for group in optimiser.param_groups:
@@ -202,7 +203,7 @@ def test_value_agent_closes_the_gap_that_posterior_leaves():
         noise = draw_noise(agents.environment, 256, generator)
         interrupt = torch.rand(3, 256, 2, generator=generator)
         interrupt[:, :, 0] -= 0.1  # chain dropout: one action in ten is random, so that V is right there too
-        learned = learner(start.repeat(64, 1, 1, 1), g.repeat(64, 1, 1, 1), noise, interrupt)
+        learned = learner(start.repeat(64, 1, 1, 1), g.repeat_interleave(64, 0), noise, interrupt)
         optimiser.zero_grad()
         learned.loss.backward()
         optimiser.step()

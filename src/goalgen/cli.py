@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -133,11 +134,17 @@ def parse(kind: type[T], command: str, arguments: Sequence[str], default: T | No
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    # tyro draws a box over several lines around what it has to say.
-    text = re.sub(r"[╭╮╰╯│─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue()))
-    text = re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(text.split()))
-    text = re.sub(r"^(Parsing error|Unrecognized options|Required options) ", r"\1: ", text.strip())
-    raise GoalgenError(f"{text.strip()} (see goalgen {command} --help)")
+    raise GoalgenError(f"{_one_line(errors.getvalue())} (see goalgen {command} --help)")
+
+
+def _one_line(message: str) -> str:
+    """What tyro says, without the titled box over several lines that it draws around it, or its ASCII stand-in."""
+    text = re.sub(r"\x1b\[[0-9;]*m|\[/?bold\]", "", message)
+    text = re.sub(r"[╭╮╰╯│─]+|[-+]{3,}|^\||\|$", " ", text, flags=re.MULTILINE)
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and re.fullmatch(r"\w+ \w+", lines[0]):
+        lines = lines[1:]  # the title
+    return re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(lines)).strip()
 
 
 def run_train(arguments: Sequence[str]) -> int:
@@ -148,12 +155,15 @@ def run_train(arguments: Sequence[str]) -> int:
         print(f"presets (--preset NAME, before the options that it sets): {', '.join(preset_names())}\n")
     config = parse(Config, "train", rest, default)
 
+    from accelerate import PartialState
+
     from goalgen.training import train
 
     outcome = train(config)
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim"
     done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
-    print(f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}")
+    if PartialState().is_main_process:
+        print(f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}")
     return 130 if outcome.interrupted else 0
 
 
@@ -198,12 +208,11 @@ def run_sample(arguments: Sequence[str]) -> int:
     if options.out.is_file():
         raise GoalgenError(f"--out {options.out} is a file; choose a folder")
     model = _load(options.model, options.weights, options.device)
-    goals = None
-    if model.start(options.start).needs_goal:
-        goals = _start_goals(model, options)
+    goals, names = _start_goals(model, options)
     sampled = model.sample(
-        options.num, options.seed, start=options.start, goals=goals, temperature=options.temperature, first=options.first
-    )
+        options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
+        first=options.first,
+    )  # fmt: skip
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
@@ -217,21 +226,30 @@ def run_sample(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start_goals(model: Any, options: SampleOptions) -> Any:
-    """Goals, one a sample, for a start that is a function of the goal."""
+def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, list[str] | None]:
+    """Goals, one a sample, for a start that is a function of the goal; names for a folder that is paired with them."""
     import torch
 
-    from goalgen.data import load_data
+    from goalgen.data import from_unit, load_data, to_unit
+    from goalgen.starts import FolderStart
+    from goalgen.training.batches import pairing_names
+
+    start = model.start(options.start)
+    if not start.needs_goal and not (isinstance(start, FolderStart) and options.start_goals is not None):
+        return None, None
 
     source = model.config.data
     if options.start_goals is not None:
         _, height, width = model.shape
         source = dataclasses.replace(source, data=options.start_goals, image_size=(height, width), channels=model.shape[0])
     splits = load_data(source)
-    goals = splits.test.images
     if splits.train.shape != model.shape:
         raise GoalgenError(f"the goals for the start are {splits.train.shape}, the model's images {model.shape}")
-    return goals[(torch.arange(options.num) + options.first) % len(goals)]
+    # A start is seen through the model's own grey levels, whatever those of the goals' files.
+    goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
+    index = (torch.arange(options.num) + options.first) % len(goals)
+    names = pairing_names(start, splits.test)
+    return goals[index], None if names is None else [names[i] for i in index.tolist()]
 
 
 def run_evaluate(arguments: Sequence[str]) -> int:
@@ -342,13 +360,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise GoalgenError(f"no command is called {given[0]!r}; there are: {', '.join(COMMANDS)}")
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            return COMMANDS[given[0]](given[1:])
+            status = COMMANDS[given[0]](given[1:])
+            sys.stdout.flush()
+            return status
     except GoalgenError as error:
         print(f"goalgen: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("goalgen: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Who reads the output (head, a pager) has had enough; Python's own flush at the end must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class ModelConfig:
     depth: int = 2
     """Residual blocks of the network."""
     head_width: int = 128
-    """Units (mlp) or channels per pixel (conv) from which the proposals are read."""
+    """Units (mlp) or channels per patch (conv) from which the proposals are read."""
     patch: int = 4
     """conv: side of the square of pixels that becomes one position of the network's grid."""
     dropout: float = 0.0
@@ -103,16 +103,17 @@ class TrainingConfig:
     warmup_steps: int = 50
     """Steps over which the learning rate rises to its peak."""
     decay: Literal["linear", "cosine", "none"] = "linear"
-    """How the learning rate falls over the run (over --max-steps, or over --max-seconds if that ends first)."""
+    """How the learning rate falls over the run: over --max-steps, or over --max-seconds where no steps are given."""
     clip_norm: float = 50.0
     """Largest norm of the gradient, in nats."""
     ema: float = 0.998
     """Decay of the exponential moving average of the weights (warmed up, so that early averages forget quickly)."""
     max_steps: int | None = None
-    """Stop after this many optimiser steps."""
+    """Stop after this many optimiser steps. Only then does a resumed run end with the very same weights: the learning rate
+    is a function of the step, not of the clock."""
     max_seconds: float | None = None
-    """Stop after this many seconds of training, counted over all restarts."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Stop after this many seconds of training, counted over all restarts; 600 where neither limit is given."""
+    precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the networks; the bound itself is always float32."""
     backprop: Literal["chosen", "full"] = "chosen"
     """Path of the gradient to the first step: "chosen" through the sum of chosen proposals; "full" also through the

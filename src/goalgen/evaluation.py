@@ -11,6 +11,7 @@ from goalgen.errors import GoalgenError
 from goalgen.metrics import make_features, sample_quality
 from goalgen.model import Model
 from goalgen.rng import generator
+from goalgen.training.batches import pairing_names
 
 MEANING = {
     "bits_per_dim": "bound on the negative log-likelihood of test images, bits per dimension (lower is better)",
@@ -76,12 +77,16 @@ def evaluate(
         raise GoalgenError(f"--iw-images must be at least 1, not {iw_images}")
     if num_samples is not None and num_samples < 6:
         raise GoalgenError(f"--num-samples must be at least 6, not {num_samples}")
-    terms = model.nll_bound(test, seed, start=start)
+    begin = model.start(start)
+    names = pairing_names(begin, data.test)
+    terms = model.nll_bound(test, seed, start=start, names=names)
     part = test[:iw_images]
-    tighter = model.iw_bound(part, iw_k, seed, start=start)
+    tighter = model.iw_bound(part, iw_k, seed, start=start, names=None if names is None else names[:iw_images])
     count = num_samples or min(len(test), 10_000)
-    goals = test[torch.arange(count) % len(test)] if model.start(start).needs_goal else None
-    samples = model.sample(count, seed, start=start, goals=goals)
+    index = torch.arange(count) % len(test)
+    goals = test[index] if begin.needs_goal else None
+    partners = None if names is None else [names[i] for i in index.tolist()]
+    samples = model.sample(count, seed, start=start, goals=goals, names=partners)
     train = data.train.images
     if data.binarize:
         train = binarize_images(train, data.train.levels, generator(0, "binarised training images"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +123,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         *,
         start: str | Tensor | None = None,
         goals: Tensor | None = None,
+        names: Sequence[str] | None = None,
         temperature: float = 1.0,
         first: int = 0,
     ) -> Sampled:
@@ -133,6 +134,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             seed: seed of the noise.
             start: initial state, see :meth:`start`.
             goals: (num, C, height, width) uint8 grey levels, for a start that is a function of the goal.
+            names: num names, for a start that is a folder paired by name.
             temperature: below 1 keeps to likelier actions; 1 is the model.
             first: index of the first image.
 
@@ -150,7 +152,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         if isinstance(start, Tensor) and start.ndim == 4 and len(start) not in (1, num):
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
         for block in range(first // BLOCK, -(-(first + num) // BLOCK)):
-            x0 = self._block_start(begin, start, goals, block, seed, first, num)
+            x0 = self._block_start(begin, start, goals, names, block, seed, first, num)
             noise = draw_noise(self.agents.environment, BLOCK, rng.generator(seed, "sample", block))
             states = sample_rollout(self.agents, x0, noise.to(self.device), temperature).states
             canvases.append(self.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cpu())
@@ -162,7 +164,15 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return Sampled(pictures[-1], pictures, frames[-1], label, self.horizon)
 
     def _block_start(
-        self, begin: Start, given: Any, goals: Tensor | None, block: int, seed: int, first: int, num: int
+        self,
+        begin: Start,
+        given: Any,
+        goals: Tensor | None,
+        names: Sequence[str] | None,
+        block: int,
+        seed: int,
+        first: int,
+        num: int,
     ) -> Tensor:
         """Initial canvases of a block; rows outside the request repeat one inside it."""
         rows = torch.arange(block * BLOCK, (block + 1) * BLOCK).clamp(first, first + num - 1) - first
@@ -170,57 +180,101 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         part = None if goals is None else goals[rows]
         if isinstance(given, Tensor) and given.ndim == 4 and len(given) == num:
             return given.to(torch.float32)[rows].to(self.device)
-        return begin(BLOCK, goals=part, generator=generator).to(self.device)
+        partners = None if names is None else [names[i] for i in rows.tolist()]
+        return begin(BLOCK, goals=part, names=partners, generator=generator).to(self.device)
 
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
-    def rollout(self, images: Tensor, seed: int = 0, *, start: str | Tensor | None = None) -> Trajectory:
-        """Episodes of the GC-agent told ``images``, uint8 grey levels (N, C, height, width)."""
+    def rollout(
+        self,
+        images: Tensor,
+        seed: int = 0,
+        *,
+        start: str | Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Trajectory:
+        """Episodes of the GC-agent told ``images``.
+
+        Args:
+            images: (N, C, height, width) uint8 grey levels.
+            seed: of the noise.
+            start: initial state, see :meth:`start`.
+            names: N names, for a start that is a folder paired by name.
+        """
         with torch.no_grad():
             goals = self._unit(images).to(self.device)
             generator = rng.generator(seed, "rollout")
-            x0 = self.start(start)(len(goals), goals=goals, generator=generator).to(self.device)
+            x0 = self.start(start)(len(goals), goals=goals, names=names, generator=generator).to(self.device)
             noise = draw_noise(self.agents.environment, len(goals), generator).to(self.device)
             return rollout(self.agents, x0, goals, noise)
 
-    def reconstruct(self, images: Tensor, seed: int = 0, *, start: str | Tensor | None = None) -> Tensor:
+    def reconstruct(
+        self,
+        images: Tensor,
+        seed: int = 0,
+        *,
+        start: str | Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Tensor:
         """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape."""
         parts = []
-        for i, chunk in self._chunks(images):
-            trajectory = self.rollout(chunk, rng.derive_seed(seed, "reconstruct", i), start=start)
+        for i, chunk, part in self._chunks(images, names):
+            trajectory = self.rollout(chunk, rng.derive_seed(seed, "reconstruct", i), start=start, names=part)
             parts.append(from_unit(self.agents.environment.canvas(trajectory.states[-1]).cpu(), self.levels))
         return torch.cat(parts)
 
-    def nll_bound(self, images: Tensor, seed: int = 0, *, start: str | Tensor | None = None) -> Bound:
+    def nll_bound(
+        self,
+        images: Tensor,
+        seed: int = 0,
+        *,
+        start: str | Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Bound:
         """Upper bound on -log p of every image, nats, split by term. (Equation 3)
 
         Args:
             images: (N, C, height, width) uint8 grey levels.
+            seed: of the noise.
+            start: initial state, see :meth:`start`.
+            names: N names, for a start that is a folder paired by name.
         """
         parts = []
-        for i, chunk in self._chunks(images):
-            trajectory = self.rollout(chunk, rng.derive_seed(seed, "bound", i), start=start)
+        for i, chunk, part in self._chunks(images, names):
+            trajectory = self.rollout(chunk, rng.derive_seed(seed, "bound", i), start=start, names=part)
             parts.append(bound(self.agents, trajectory))
         return Bound(torch.cat([p.reconstruction for p in parts]).cpu(), torch.cat([p.kl for p in parts], 1).cpu())
 
-    def iw_bound(self, images: Tensor, k: int = 16, seed: int = 0, *, start: str | Tensor | None = None) -> Tensor:
+    def iw_bound(
+        self,
+        images: Tensor,
+        k: int = 16,
+        seed: int = 0,
+        *,
+        start: str | Tensor | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Tensor:
         """The tighter bound from ``k`` trajectories an image, (N,) nats. (Equation 4)"""
         if k < 1:
             raise GoalgenError(f"the number of trajectories must be at least 1, not {k}")
         parts = []
-        for i, chunk in self._chunks(images):
+        for i, chunk, part in self._chunks(images, names):
             goals = self._unit(chunk).to(self.device)
             generator = rng.generator(seed, "iw bound", i)
-            x0 = self.start(start)(len(goals), goals=goals, generator=generator).to(self.device)
+            x0 = self.start(start)(len(goals), goals=goals, names=part, generator=generator).to(self.device)
             noise = torch.stack([draw_noise(self.agents.environment, len(goals), generator) for _ in range(k)])
             parts.append(importance_weighted_bound(self.agents, x0, goals, noise.to(self.device)))
         return torch.cat(parts).cpu()
 
-    def _chunks(self, images: Tensor, size: int = 64) -> Iterator[tuple[int, Tensor]]:
+    def _chunks(
+        self, images: Tensor, names: Sequence[str] | None, size: int = 64
+    ) -> Iterator[tuple[int, Tensor, Sequence[str] | None]]:
         if not len(images):
             raise GoalgenError("no images were given")
+        if names is not None and len(names) != len(images):
+            raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
         for i in range(0, len(images), size):
-            yield i, images[i : i + size]
+            yield i, images[i : i + size], None if names is None else names[i : i + size]
 
     def _unit(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
@@ -258,7 +312,9 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Model:
-        return load(model_id, revision=kwargs.get("revision"), token=kwargs.get("token"))
+        # The mixin adds parts of config.json and download settings of its own; what load knows is passed on.
+        known = ("weights", "which", "device", "revision", "token")
+        return load(model_id, **{name: kwargs[name] for name in known if kwargs.get(name) is not None})
 
 
 Weights = Literal["ema", "raw"]
@@ -303,7 +359,8 @@ def load(
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise GoalgenError(f"{folder / 'model.safetensors'} does not fit its configuration: {reason}") from None
-    for name, tensor in tensors.items():
+    image_too = tensors if image is None else {**tensors, "start.image": image}
+    for name, tensor in image_too.items():
         if not math.isfinite(tensor.double().sum().item()):
             raise GoalgenError(f"{folder}: the weights {name} hold NaN or infinity; use another checkpoint")
     return Model(agents.to(device), config, facts, image, metadata.get("weights", "ema"))

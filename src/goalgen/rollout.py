@@ -35,7 +35,7 @@ class Trajectory:
     kl: Tensor
     """KL(q || p) of every step, (H, B) nats"""
     log_ratio: Tensor
-    """log p(a_h | x_h) - log q(a_h | x_h, g), (H, B) nats; of no use where chain dropout acted"""
+    """log p(a_h | x_h) - log q(a_h | x_h, g), (H, B) nats; no importance weight where chain dropout acted"""
 
 
 def draw_noise(environment: Environment, batch: int, generator: torch.Generator) -> Tensor:
@@ -116,7 +116,7 @@ def sample_rollout(agents: Agents, start: Tensor, noise: Tensor, temperature: fl
     """Let the S-agent act alone from ``start`` (B, C, height, width); new images are the last canvases. (Equation 1)
 
     Args:
-        temperature: below 1 the policy is sharpened (logits divided by it); 1 is the model itself.
+        temperature: the policy is raised to the power 1 / temperature; 1 is the model itself.
 
     Raises:
         GoalgenError: the temperature is not above 0.
@@ -143,4 +143,4 @@ def _sharpen(environment: Environment, policy: Distribution, temperature: float)
     if isinstance(space, Discrete):
         assert isinstance(policy, Independent) and isinstance(policy.base_dist, Categorical)
         return space.policy(policy.base_dist.logits / temperature)
-    return space.policy(policy.mean, policy.stddev * temperature)
+    return space.policy(policy.mean, policy.stddev * temperature**0.5)

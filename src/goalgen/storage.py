@@ -31,6 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         try:
             write(temporary)
             _sync(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets nobody else read
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -41,6 +42,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomically(path, lambda p: _write_text(p, text))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -61,7 +68,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             fill(temporary)
             for file in temporary.iterdir():
                 _sync(file)
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, 0o777 & ~_umask())
             old = _old(path)
             if path.exists():
                 os.replace(path, old)

@@ -119,7 +119,8 @@ class GreedyGCAgent(LookaheadGCAgent):
 class PosteriorGCAgent(LookaheadGCAgent):
     """q proportional to p(a | x) exp(Phi / temperature_h): the exact posterior if the next canvas were the last.
 
-    The temperature of the last step is 1, where this is equation 6 itself.
+    The temperature of the last step is 1, where this is equation 6 itself (on a grid of cells up to patches of the
+    likelihood that lie across cells).
     """
 
     def __init__(self, environment: Environment, shape: tuple[int, int, int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -79,8 +81,8 @@ def check_model_config(config: ModelConfig) -> None:
             raise GoalgenError(f"--{option} must be at least {least}, not {getattr(config, name)}")
     if not 0 <= config.dropout < 1:
         raise GoalgenError(f"--dropout must be at least 0 and below 1, not {config.dropout}")
-    if not config.step_size > 0:
-        raise GoalgenError(f"--step-size must be above 0, not {config.step_size}")
+    if not 0 < config.step_size < math.inf:
+        raise GoalgenError(f"--step-size must be above 0 and finite, not {config.step_size}")
     if config.environment != "proposals":
         raise GoalgenError(f"no environment is called {config.environment!r}; there are: proposals")
 

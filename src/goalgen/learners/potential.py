@@ -7,7 +7,7 @@ from torch import Tensor
 
 from goalgen.agents import LookaheadGCAgent, PosteriorGCAgent
 from goalgen.bound import Bound
-from goalgen.environments import action_log_probs
+from goalgen.environments import Environment, action_log_probs
 from goalgen.learners.base import Learner, canvases
 from goalgen.rollout import Trajectory
 
@@ -22,7 +22,9 @@ def potential_loss(agent: LookaheadGCAgent, states: Tensor, goals: Tensor) -> Te
     return -phi.sum((0, 2, 3, 4)).mean()
 
 
-def temperature_loss(agent: PosteriorGCAgent, trajectory: Trajectory, terms: Bound) -> Tensor:
+def temperature_loss(
+    agent: PosteriorGCAgent, environment: Environment, trajectory: Trajectory, terms: Bound
+) -> Tensor:
     """Surrogate whose gradient in the temperatures is that of E_q[J]: the policy gradient. (Equation 15)
 
     The KL of a step is differentiated as it stands; what follows the step enters by the score function, less a
@@ -41,16 +43,18 @@ def temperature_loss(agent: PosteriorGCAgent, trajectory: Trajectory, terms: Bou
     taken = log_q.gather(-1, trajectory.actions[:-1].unsqueeze(-1)).sum((-2, -1))  # (H - 1, B)
     cost = terms.reconstruction.detach() + trajectory.kl.detach().flip(0).cumsum(0).flip(0)[1:]  # after the step
     cost = cost - cost.mean(1, keepdim=True)
-    level = goal_error(trajectory)[:-2]
+    level = canvas_error(trajectory, environment)[:-2]
     level = level - level.mean(1, keepdim=True)
     slope = (cost * level).sum(1, keepdim=True) / (level * level).sum(1, keepdim=True).clamp(min=1e-12)
     advantage = cost - slope * level
     return (kl + advantage * taken).sum(0).mean()
 
 
-def goal_error(trajectory: Trajectory) -> Tensor:
+def canvas_error(trajectory: Trajectory, environment: Environment) -> Tensor:
     """Squared distance of every state's canvas from its goal, (H + 1, B)."""
-    return (trajectory.states.detach() - trajectory.goals).square().flatten(2).sum(-1)
+    states = trajectory.states.detach()
+    canvases = environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    return (canvases - trajectory.goals).square().flatten(2).sum(-1)
 
 
 class PotentialLearner(Learner):
@@ -61,5 +65,5 @@ class PotentialLearner(Learner):
         assert isinstance(agent, LookaheadGCAgent)
         loss = potential_loss(agent, canvases(self.agents, trajectory), trajectory.goals)
         if isinstance(agent, PosteriorGCAgent):
-            loss = loss + temperature_loss(agent, trajectory, terms)
+            loss = loss + temperature_loss(agent, self.agents.environment, trajectory, terms)
         return loss, {}

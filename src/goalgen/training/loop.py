@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -182,7 +183,9 @@ class Trainer:
         self.ema = EMA(agents, self.settings.ema)
         learner = make_learner(agents, self.settings.backprop, self.batches.episodes)
         optimizer = make_optimizer(agents, self.settings)
-        self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # newer torch has another word for it
+            self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
         self.agents: Agents = agents
         self.progress = Progress()
         self.clock = time.perf_counter()
@@ -200,7 +203,7 @@ class Trainer:
         if AcceleratorState._shared_state and AcceleratorState().mixed_precision != self.settings.precision:
             AcceleratorState._reset_state()  # an earlier run of this Python process had another precision
         try:
-            return Accelerator(
+            accelerator = Accelerator(
                 mixed_precision=self.settings.precision,
                 log_with=tracker,
                 project_dir=self.config.out,
@@ -208,6 +211,13 @@ class Trainer:
             )
         except (ValueError, ImportError) as error:
             raise GoalgenError(f"the training setup does not fit this machine: {error}") from None
+        launched = int(os.environ.get("WORLD_SIZE") or 1)
+        if launched > accelerator.num_processes:  # each would take itself for the only one, and all write one folder
+            raise GoalgenError(
+                f"{launched} processes were started and do not see each other; without GPUs start them with "
+                f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} -m goalgen train ..."
+            )
+        return accelerator
 
     # -- the run ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def make_optimizer(agents: Agents, config: TrainingConfig) -> torch.optim.AdamW:
     value: list[nn.Parameter] = []
     for name, parameter in agents.gc_agent.named_parameters():
         if parameter.requires_grad:
-            scales_like = "log_sigma" in name or "log_temperature" in name
+            scales_like = "log_sigma" in name or "log_temperature" in name or name == "weight"
             (scales if scales_like else value).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay, "peak": config.learning_rate},
