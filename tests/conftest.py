@@ -13,8 +13,9 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of thirty steps on the digits, for tests that only read it."""
-    from goalgen.training import train
     from runs import tiny_config
+
+    from goalgen.training import train
 
     return train(tiny_config(tmp_path_factory.mktemp("digits") / "run", max_steps=30, log_every=10)).folder
 

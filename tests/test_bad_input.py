@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from runs import digest, edit_json, finish, start, tiny_options, write_images
 from safetensors.torch import load_file, save_file
 
 from goalgen import cli
 from goalgen.training.checkpoints import list_checkpoints
-from runs import digest, edit_json, finish, start, tiny_options, write_images
 
 # Warnings are lines too, as they are for a user.
 pytestmark = pytest.mark.filterwarnings("default::UserWarning")
@@ -147,6 +147,7 @@ SETTINGS: dict[str, Case] = {
     "grey start of grey images": (lambda w: w.train(start="grey"), "needs RGB images"),
     "batch size 0": (lambda w: w.train(batch_size=0), "--batch-size must be at least 1"),
     "negative learning rate": (lambda w: w.train(learning_rate=-1), "--learning-rate must be above 0"),
+    "learning rate beyond float32": (lambda w: w.train(learning_rate=1e39), "--learning-rate must be at most 1e30"),
     "negative weight decay": (lambda w: w.train(weight_decay=-1), "--weight-decay must be at least 0"),
     "ema 1": (lambda w: w.train(ema=1.0), "--ema must be at least 0 and below 1"),
     "no steps": (lambda w: w.train(max_steps=0), "--max-steps must be at least 1"),

@@ -11,13 +11,13 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from runs import digest, environment, finish, start, tiny_config, tiny_options, write_images
 
 from goalgen import cli, load
 from goalgen.config import Config, from_dict, load_preset, preset_names, to_dict
 from goalgen.training import train
 from goalgen.training.log import read_log
 from goalgen.training.loop import check_config
-from runs import digest, environment, finish, start, tiny_config, tiny_options, write_images
 
 
 def size(path) -> tuple[int, int]:

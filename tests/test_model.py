@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from runs import digest, edit_json, tiny_config, write_images
 
 from goalgen import GoalgenError, evaluate, load, load_data
 from goalgen.config import DataConfig
@@ -13,7 +14,6 @@ from goalgen.data import from_unit, to_bytes, to_unit
 from goalgen.model import BLOCK, Model
 from goalgen.starts import blur
 from goalgen.training import train
-from runs import digest, edit_json, tiny_config, write_images
 
 
 @pytest.fixture(scope="module")

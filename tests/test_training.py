@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from runs import environment, finish, tensors, timeless_log, tiny_config, tiny_options, write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +21,6 @@ from goalgen.model import load
 from goalgen.training import train
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
-from runs import environment, finish, tensors, timeless_log, tiny_config, tiny_options, write_images
 
 
 def log(folder: Path) -> list[dict]:
@@ -119,7 +119,8 @@ def test_time_limit_ends_a_run(tmp_path):
     outcome = train(tiny_config(tmp_path / "run", max_steps=None, max_seconds=0.3))
     assert not outcome.interrupted
     assert outcome.seconds >= 0.3
-    assert log(outcome.folder)[-1] == {"step": outcome.step, "validation_bits_per_dim": pytest.approx(outcome.best_bits)}
+    assert log(outcome.folder)[-1]["step"] == outcome.step
+    assert log(outcome.folder)[-1]["validation_bits_per_dim"] >= outcome.best_bits
     assert (outcome.folder / "last" / "model.safetensors").exists()
 
 

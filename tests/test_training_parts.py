@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tiny import tiny_agents, tiny_goals, tiny_start
 
 from goalgen.config import TrainingConfig
 from goalgen.rng import generator
@@ -13,7 +14,6 @@ from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log, read_log
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
 from goalgen.training.revival import dead_proposals, revive
-from tiny import tiny_agents, tiny_goals, tiny_start
 
 
 def test_average_with_warm_up_is_the_weighted_sum_of_all_weights_seen():

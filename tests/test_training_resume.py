@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import different, digest, finish, start, timeless_log, tiny_config, tiny_options, write_images
 from safetensors.torch import load_file, save_file
 
 from goalgen import cli
@@ -18,7 +19,6 @@ from goalgen.agents import GreedyGCAgent, register_gc_agent
 from goalgen.training import train
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
-from runs import different, digest, finish, start, tiny_config, tiny_options, timeless_log, write_images
 
 
 class StoppingGCAgent(GreedyGCAgent):
@@ -68,6 +68,15 @@ def test_signal_in_the_last_step_does_not_undo_the_end(tmp_path, monkeypatch):
     assert outcome.step == 3
     assert not outcome.interrupted
     assert (outcome.folder / "last" / "model.safetensors").exists()
+
+
+def test_last_step_is_measured_and_kept_whatever_the_intervals(tmp_path):
+    for eval_every, checkpoint_every, measured in ((5, 4, [5, 10, 12]), (50, 50, [12]), (6, 12, [6, 12])):
+        settings = {"max_steps": 12, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
+        folder = train(tiny_config(tmp_path / f"{eval_every}", **settings)).folder
+        records = read_log(folder / "log.jsonl")
+        assert [r["step"] for r in records if "validation_bits_per_dim" in r] == measured
+        assert list_checkpoints(folder)[-1].name == "step-00000012"
 
 
 def test_finished_run_is_left_as_it_is_by_the_same_command(tmp_path):
@@ -147,7 +156,7 @@ def test_run_killed_ten_times_is_the_run_never_killed(tmp_path):
     assert (status, err) == (0, "")
     assert different(whole, folder) == []
     assert timeless_log(whole) == timeless_log(folder)
-    assert [p for p in folder.rglob(".*")] == []
+    assert list(folder.rglob(".*")) == []
 
 
 def spoil(file: Path, name: str) -> None:
@@ -191,6 +200,16 @@ def test_absurd_learning_rate_stops_the_run_before_it_saves_what_is_not_finite(t
         assert json.loads((checkpoint / "progress.json").read_text())["step"] > 0
         for tensor in load_file(checkpoint / "raw.safetensors").values():
             assert torch.isfinite(tensor).all()
+
+
+def test_weights_spoilt_by_the_last_update_are_never_saved(tmp_path, capsys):
+    # The loss and its gradient are finite; the weights are infinite after they were multiplied by 1 - 1e42.
+    options = tiny_options(tmp_path / "run", learning_rate=1e12, weight_decay=1e30, checkpoint_every=1, eval_every=100)
+    assert cli.main(["train", *options]) == 2
+    error = capsys.readouterr().err
+    assert "training stopped at step 1: s_agent." in error
+    assert "no checkpoint had been written" in error
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 def test_bound_that_is_not_finite_never_becomes_the_best(tmp_path, capsys):

@@ -91,6 +91,8 @@ def check_config(config: Config) -> None:
         value = getattr(training, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise GoalgenError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    if training.learning_rate > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
+        raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
     for name in ("ema", "chain_dropout", "revive_below"):
         value = getattr(training, name)
         if not 0 <= value < 1:
