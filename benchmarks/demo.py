@@ -1,6 +1,6 @@
 """What `goalgen demo` reaches in two minutes, for several seeds; the pictures of the README come from the first.
 
-    python benchmarks/demo.py
+python benchmarks/demo.py
 """
 
 from __future__ import annotations

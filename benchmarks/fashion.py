@@ -1,6 +1,6 @@
 """Fashion-MNIST for 20 minutes on two cores: the bound, the metrics, a grid and trajectories.
 
-    GOALGEN_DATA=... python benchmarks/fashion.py
+GOALGEN_DATA=... python benchmarks/fashion.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Greedy, posterior and value GC-agents: the same network, data and seconds, several seeds.
 
-    python benchmarks/gc_agents.py digits --seconds 60
-    GOALGEN_DATA=... python benchmarks/gc_agents.py fashion_mnist --seconds 180
+python benchmarks/gc_agents.py digits --seconds 60
+GOALGEN_DATA=... python benchmarks/gc_agents.py fashion_mnist --seconds 180
 """
 
 from __future__ import annotations

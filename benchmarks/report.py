@@ -1,7 +1,7 @@
 """Write docs/benchmarks.md, and the table in README.md, from the files in results/.
 
-    python benchmarks/report.py           # write
-    python benchmarks/report.py --check   # fail if a page is not what the results say
+python benchmarks/report.py           # write
+python benchmarks/report.py --check   # fail if a page is not what the results say
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def demo() -> str:
     ]  # fmt: skip
     return f"""## The demo: digits in two minutes
 
-`goalgen demo --seed SEED`, {rows[0]['threads']} threads, {rows[0]['seconds']:.0f} s of training; {rows[0]['num_test']}
-held-out digits, {rows[0]['num_samples']} samples, features: {rows[0]['features']}. Target: at most 1.95 bits/dim and a
+`goalgen demo --seed SEED`, {rows[0]["threads"]} threads, {rows[0]["seconds"]:.0f} s of training; {rows[0]["num_test"]}
+held-out digits, {rows[0]["num_samples"]} samples, features: {rows[0]["features"]}. Target: at most 1.95 bits/dim and a
 Frechet distance at most twice its reference.
 
 {table(head, body)}
@@ -90,10 +90,10 @@ def fashion() -> str:
     steps = " ".join(f"{v:.2f}" for v in row["kl_per_step_nats"])
     return f"""## Fashion-MNIST: twenty minutes on two cores
 
-    {row['command']}
+    {row["command"]}
 
-{row['steps']} steps in {row['seconds']:.0f} s; {row['num_test']} test images, {row['num_samples']} samples,
-{row['network_evaluations']} network evaluations an image, features: {row['features']}.
+{row["steps"]} steps in {row["seconds"]:.0f} s; {row["num_test"]} test images, {row["num_samples"]} samples,
+{row["network_evaluations"]} network evaluations an image, features: {row["features"]}.
 
 {table(["", "model", "test images"], terms + quality)}
 
@@ -118,7 +118,13 @@ def gc_agents() -> str:
         for agent in ("greedy", "posterior", "value"):
             mine = [r for r in rows if r["gc_agent"] == agent]
             if mine:
-                keys = [("bits_per_dim", 3), ("iw_bound_nats", 2), ("kl_nats", 2), ("frechet_distance", 2), ("recall", 3)]
+                keys = [
+                    ("bits_per_dim", 3),
+                    ("iw_bound_nats", 2),
+                    ("kl_nats", 2),
+                    ("frechet_distance", 2),
+                    ("recall", 3),
+                ]
                 values = [spread([r[key] for r in mine], digits) for key, digits in keys]
                 body.append([agent, *values, spread([r["steps"] for r in mine], 0), str(len(mine))])
         reference = rows[0]
@@ -127,13 +133,13 @@ def gc_agents() -> str:
         ]  # fmt: skip
         parts.append(f"""### {title}
 
-{results['seconds']:.0f} s each on one thread, two runs at a time; {reference['num_test']} test images,
-{reference['num_samples']} samples; Frechet reference {reference['frechet_reference']:.2f}, recall reference
-{reference['recall_reference']:.3f}; features: {reference['features']}. Mean ± standard deviation over seeds.
+{results["seconds"]:.0f} s each on one thread, two runs at a time; {reference["num_test"]} test images,
+{reference["num_samples"]} samples; Frechet reference {reference["frechet_reference"]:.2f}, recall reference
+{reference["recall_reference"]:.3f}; features: {reference["features"]}. Mean ± standard deviation over seeds.
 
 {table(head, body)}
 
-{head_of(results)} Script: `benchmarks/gc_agents.py {data} --seconds {results['seconds']:.0f}`.
+{head_of(results)} Script: `benchmarks/gc_agents.py {data} --seconds {results["seconds"]:.0f}`.
 """)
     return "## Greedy, posterior, value: the same seconds of training\n\n" + "\n".join(parts) if parts else ""
 
@@ -162,7 +168,7 @@ def value_gap() -> str:
 
 {table(head, body)}
 
-{results['seconds']:.0f} s of learning for either side, {results['episodes']} episodes an image. {head_of(results)} Script:
+{results["seconds"]:.0f} s of learning for either side, {results["episodes"]} episodes an image. {head_of(results)} Script:
 `benchmarks/value_gap.py --name {data}`.
 """)
     if not parts:

@@ -22,9 +22,15 @@ def test_the_check_notices_a_changed_number(tmp_path):
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "benchmarks.md", tmp_path / "docs" / "benchmarks.md")
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(page.replace("<!-- /results -->", "| made up | 1.23 |\n<!-- /results -->"), encoding="utf-8")
+    (tmp_path / "README.md").write_text(
+        page.replace("<!-- /results -->", "| made up | 1.23 |\n<!-- /results -->"), encoding="utf-8"
+    )
     done = subprocess.run(
-        [sys.executable, "report.py", "--check"], cwd=tmp_path / "benchmarks", capture_output=True, text=True, check=False
+        [sys.executable, "report.py", "--check"],
+        cwd=tmp_path / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode != 0
     assert "README.md is not what" in done.stderr

@@ -168,7 +168,9 @@ def test_temperature_gradient_is_the_gradient_of_the_exact_bound():
     with torch.no_grad():
         trajectory = rollout(agents, start.repeat(repeats, 1, 1, 1), g.repeat(repeats, 1, 1, 1), noise)
         terms = bound(agents, trajectory)
-    (gradient,) = torch.autograd.grad(temperature_loss(agent, agents.environment, trajectory, terms), agent.log_temperature)
+    (gradient,) = torch.autograd.grad(
+        temperature_loss(agent, agents.environment, trajectory, terms), agent.log_temperature
+    )
     for h in range(agents.horizon - 1):
         values = []
         for step in (1e-4, -1e-4):

@@ -30,9 +30,7 @@ def test_average_with_warm_up_is_the_weighted_sum_of_all_weights_seen():
     # The share of weights n is what step n takes in and every later step keeps; decay (1 + n) / (10 + n), at most 0.9.
     keeps = [min(0.9, (1 + n) / (10 + n)) for n in range(1, 121)]
     assert keeps[78] < 0.9 == keeps[79]
-    expected = sum(
-        value * ((1 - keeps[n - 1]) if n else 1) * math.prod(keeps[n:]) for n, value in enumerate(seen)
-    )
+    expected = sum(value * ((1 - keeps[n - 1]) if n else 1) * math.prod(keeps[n:]) for n, value in enumerate(seen))
     torch.testing.assert_close(ema.module.s_agent.weight.double(), expected, rtol=0, atol=1e-6)
 
 
@@ -52,9 +50,7 @@ def test_average_takes_usage_as_it_is():
     assert torch.equal(ema.module.usage, agents.usage)
 
 
-@pytest.mark.parametrize(
-    ("decay", "middle", "end"), [("linear", 0.5, 0.02), ("cosine", 0.5, 0.02), ("none", 1.0, 1.0)]
-)
+@pytest.mark.parametrize(("decay", "middle", "end"), [("linear", 0.5, 0.02), ("cosine", 0.5, 0.02), ("none", 1.0, 1.0)])
 def test_schedule_rises_from_one_step_of_warm_up_and_ends_where_it_should(decay, middle, end):
     config = TrainingConfig(decay=decay, warmup_steps=10)
     assert rate(config, 0, 0.0) == pytest.approx(0.1)

@@ -1,10 +1,10 @@
 """goalgen: generative models learned with goal-conditioned reinforcement learning.
 
-    import goalgen
+import goalgen
 
-    outcome = goalgen.train(goalgen.Config(out="runs/digits"))
-    model = goalgen.load(outcome.folder)
-    images = model.sample(16, seed=0).images
+outcome = goalgen.train(goalgen.Config(out="runs/digits"))
+model = goalgen.load(outcome.folder)
+images = model.sample(16, seed=0).images
 """
 
 from typing import TYPE_CHECKING, Any

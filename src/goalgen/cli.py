@@ -163,7 +163,9 @@ def run_train(arguments: Sequence[str]) -> int:
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim"
     done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
     if PartialState().is_main_process:
-        print(f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}")
+        print(
+            f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}"
+        )
     return 130 if outcome.interrupted else 0
 
 
@@ -241,7 +243,9 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, list[str] | N
     source = model.config.data
     if options.start_goals is not None:
         _, height, width = model.shape
-        source = dataclasses.replace(source, data=options.start_goals, image_size=(height, width), channels=model.shape[0])
+        source = dataclasses.replace(
+            source, data=options.start_goals, image_size=(height, width), channels=model.shape[0]
+        )
     splits = load_data(source)
     if splits.train.shape != model.shape:
         raise GoalgenError(f"the goals for the start are {splits.train.shape}, the model's images {model.shape}")
@@ -327,7 +331,9 @@ def run_demo(arguments: Sequence[str]) -> int:
     samples = options.out / "samples"
     run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory"])
     run_evaluate([out, "--json", str(options.out / "evaluation.json")])
-    print(f"\nlook at: {samples / 'grid.png'} (new digits)\n         {samples / 'trajectories.png'} (how each was drawn)")
+    print(
+        f"\nlook at: {samples / 'grid.png'} (new digits)\n         {samples / 'trajectories.png'} (how each was drawn)"
+    )
     return 0
 
 

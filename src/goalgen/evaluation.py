@@ -67,7 +67,9 @@ def evaluate(
     """
     test = data.test.images
     if data.train.shape != model.shape:
-        raise GoalgenError(f"the model makes images of {model.shape}, the data are {data.train.shape}; give the data it was trained on")
+        raise GoalgenError(
+            f"the model makes images of {model.shape}, the data are {data.train.shape}; give the data it was trained on"
+        )
     if data.test.levels != model.levels:
         raise GoalgenError(
             f"the model makes images of {model.levels} grey levels, the data have {data.test.levels}; give the data it "
@@ -91,9 +93,7 @@ def evaluate(
     if data.binarize:
         train = binarize_images(train, data.train.levels, generator(0, "binarised training images"))
     fingerprint = data.train.fingerprint() + ("-binary" if data.binarize else "")
-    extractor = make_features(
-        features, train, data.train.labels, model.levels, data=data.name, fingerprint=fingerprint
-    )
+    extractor = make_features(features, train, data.train.labels, model.levels, data=data.name, fingerprint=fingerprint)
     quality = sample_quality(samples.levels, train, test, model.levels, extractor, train_fingerprint=fingerprint)
     total = terms.total.double()
     return {

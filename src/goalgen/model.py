@@ -20,7 +20,7 @@ from goalgen.config import Config, from_dict
 from goalgen.data import from_unit, to_bytes, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.rollout import Trajectory, draw_noise, rollout, sample_rollout
-from goalgen.starts import ImageStart, NoiseStart, Start, TensorStart, make_start
+from goalgen.starts import ImageStart, Start, TensorStart, make_start
 from goalgen.storage import load_json, load_tensors
 from goalgen.training.checkpoints import save_model
 
@@ -113,7 +113,9 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             spec = trained
         mean = self.start_image if trained == "mean" else None
         if spec == "mean" and mean is None:
-            raise GoalgenError(f"this model was trained from {trained!r} and does not know the mean image; choose another start")
+            raise GoalgenError(
+                f"this model was trained from {trained!r} and does not know the mean image; choose another start"
+            )
         return make_start(spec, self.shape, mean, self.config.data)
 
     def sample(
@@ -346,7 +348,9 @@ def load(
     values = load_json(folder / "config.json")
     facts = values.pop("facts", None)
     if not isinstance(facts, dict) or not _is_shape(facts.get("shape")) or not isinstance(facts.get("levels"), int):
-        raise GoalgenError(f"{folder / 'config.json'} is not the configuration of a saved model: it lacks shape and levels")
+        raise GoalgenError(
+            f"{folder / 'config.json'} is not the configuration of a saved model: it lacks shape and levels"
+        )
     config = from_dict(values, source=str(folder / "config.json"))
     tensors, metadata = load_tensors(folder / "model.safetensors")
     image = tensors.pop("start.image", None)
@@ -385,7 +389,9 @@ def _find(name: str | Path, which: str, revision: str | None, token: str | bool 
     if path.exists():
         raise GoalgenError(f"{path} is a file; give the folder of a run or of a saved model")
     if text.count("/") != 1 or text.startswith((".", "~", "/")):
-        raise GoalgenError(f"{text} does not exist; give the folder of a run or of a saved model, or a hub name owner/model")
+        raise GoalgenError(
+            f"{text} does not exist; give the folder of a run or of a saved model, or a hub name owner/model"
+        )
     try:
         return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=["*.json", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:

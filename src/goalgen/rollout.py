@@ -141,6 +141,7 @@ def sample_rollout(agents: Agents, start: Tensor, noise: Tensor, temperature: fl
 def _sharpen(environment: Environment, policy: Distribution, temperature: float) -> Distribution:
     space = environment.action_space
     if isinstance(space, Discrete):
-        assert isinstance(policy, Independent) and isinstance(policy.base_dist, Categorical)
+        assert isinstance(policy, Independent)
+        assert isinstance(policy.base_dist, Categorical)
         return space.policy(policy.base_dist.logits / temperature)
     return space.policy(policy.mean, policy.stddev * temperature**0.5)

@@ -119,7 +119,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise GoalgenError(f"{path} is damaged and cannot be read as safetensors ({error}); restore or delete it") from None
+        raise GoalgenError(
+            f"{path} is damaged and cannot be read as safetensors ({error}); restore or delete it"
+        ) from None
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ UNIFORM_SHARE = 1e-3
 """Part of every discrete policy that is uniform: it bounds each KL by log(A / UNIFORM_SHARE) nats a choice.
 (Equation 17)"""
 
+
 @dataclass
 class Decision:
     """What the S-agent says at a state: its policy p(. | x_h) and what it proposes."""

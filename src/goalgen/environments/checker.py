@@ -46,7 +46,9 @@ def check_environment(
         before = state.clone()
         after = _transition(environment, h, state, action, offer, name)
         if not torch.equal(state, before):
-            raise GoalgenError(f"{name}.transition changes the state it is given; return a new tensor (x + y, not x += y)")
+            raise GoalgenError(
+                f"{name}.transition changes the state it is given; return a new tensor (x + y, not x += y)"
+            )
         _check_tensor(after, tuple(state.shape), f"{name}.transition", "state_shape")
         if not torch.equal(after, _transition(environment, h, state, action, offer, name)):
             raise GoalgenError(
@@ -92,7 +94,9 @@ def _transition(environment: Environment, h: Tensor, state: Tensor, action: Tens
         raise
     except Exception as error:
         hint = "; pass what its S-agent proposes: check_environment(environment, proposals)" if offer is None else ""
-        raise GoalgenError(f"{name}.transition fails at step {int(h[0])}: {type(error).__name__}: {error}{hint}") from error
+        raise GoalgenError(
+            f"{name}.transition fails at step {int(h[0])}: {type(error).__name__}: {error}{hint}"
+        ) from error
 
 
 def _check_tensor(value: Any, shape: tuple[int, ...], where: str, attribute: str) -> None:
@@ -103,12 +107,16 @@ def _check_tensor(value: Any, shape: tuple[int, ...], where: str, attribute: str
     if not value.is_floating_point():
         raise GoalgenError(f"{where} returns {value.dtype}; states are floating point")
     if not torch.isfinite(value).all():
-        raise GoalgenError(f"{where} returns NaN or infinity for canvases and actions in range; look for a division or a log")
+        raise GoalgenError(
+            f"{where} returns NaN or infinity for canvases and actions in range; look for a division or a log"
+        )
 
 
 def _check_action(action: Tensor, space: Discrete | Continuous, name: str) -> None:
     if tuple(action.shape) != (BATCH, *space.shape):
-        raise GoalgenError(f"{name}.action_space draws actions of {tuple(action.shape)}, its shape says {(BATCH, *space.shape)}")
+        raise GoalgenError(
+            f"{name}.action_space draws actions of {tuple(action.shape)}, its shape says {(BATCH, *space.shape)}"
+        )
 
 
 def _rows(value: Any, i: int) -> Any:
@@ -140,7 +148,9 @@ def _check_candidates(environment: ChoiceEnvironment, h: Tensor, state: Tensor, 
     pixels = environment.canvas(state)
     sums = environment.sum_by_cell(pixels)
     if tuple(sums.shape) != (BATCH, space.cells):
-        raise GoalgenError(f"{name}.cell_mask has {sums.shape[-1]} cells where the action space has {space.cells}; give one mask a cell")
+        raise GoalgenError(
+            f"{name}.cell_mask has {sums.shape[-1]} cells where the action space has {space.cells}; give one mask a cell"
+        )
     if not torch.allclose(sums.sum(-1), pixels.sum((-3, -2, -1)), atol=1e-3):
         raise GoalgenError(f"{name}.cell_mask loses or repeats pixels; every pixel belongs to exactly one cell")
 

@@ -41,7 +41,8 @@ def replay(agents: Agents, trajectory: Trajectory) -> Bound:
     its state; it does not pass through the networks' view of earlier canvases (see ``backprop`` in the configuration).
     """
     environment, s_agent = agents.environment, agents.s_agent
-    assert isinstance(environment, ProposalsEnvironment) and isinstance(s_agent, ProposalsSAgent)
+    assert isinstance(environment, ProposalsEnvironment)
+    assert isinstance(s_agent, ProposalsSAgent)
     horizon, batch = trajectory.actions.shape[:2]
     h = torch.arange(horizon, device=trajectory.goals.device).repeat_interleave(batch)  # (H B,)
     states = trajectory.states[:-1].flatten(0, 1).detach()

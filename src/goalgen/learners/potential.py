@@ -22,9 +22,7 @@ def potential_loss(agent: LookaheadGCAgent, states: Tensor, goals: Tensor) -> Te
     return -phi.sum((0, 2, 3, 4)).mean()
 
 
-def temperature_loss(
-    agent: PosteriorGCAgent, environment: Environment, trajectory: Trajectory, terms: Bound
-) -> Tensor:
+def temperature_loss(agent: PosteriorGCAgent, environment: Environment, trajectory: Trajectory, terms: Bound) -> Tensor:
     """Surrogate whose gradient in the temperatures is that of E_q[J]: the policy gradient. (Equation 15)
 
     The KL of a step is differentiated as it stands; what follows the step enters by the score function, less a

@@ -58,7 +58,14 @@ class Batches:
     """
 
     def __init__(
-        self, config: Config, train: ImageSet, binarize: bool, start: Start, environment: Environment, rank: int, world: int
+        self,
+        config: Config,
+        train: ImageSet,
+        binarize: bool,
+        start: Start,
+        environment: Environment,
+        rank: int,
+        world: int,
     ) -> None:
         size = config.training.batch_size
         self.config = config

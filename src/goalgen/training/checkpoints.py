@@ -1,9 +1,9 @@
 """What a run keeps: checkpoints to resume from, and the model to use.
 
-    DIR/config.json                      the typed configuration of the run
-    DIR/checkpoints/step-00000500/       raw weights, averaged weights, optimiser, counters: to resume
-    DIR/best/, DIR/last/                 a saved model each: model.safetensors (averaged weights),
-                                         model.raw.safetensors, config.json
+DIR/config.json                      the typed configuration of the run
+DIR/checkpoints/step-00000500/       raw weights, averaged weights, optimiser, counters: to resume
+DIR/best/, DIR/last/                 a saved model each: model.safetensors (averaged weights),
+                                     model.raw.safetensors, config.json
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in paths if p.is_dir() and re.fullmatch(r"step-\d+", p.name))
 
 
-def load_checkpoint(
-    path: Path, agents: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress:
+def load_checkpoint(path: Path, agents: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Restore everything from a checkpoint.
 
     Raises:
@@ -103,7 +101,12 @@ def load_checkpoint(
 
 
 def save_model(
-    folder: Path, config: Config, agents: Agents, raw: nn.Module | None, start_image: Tensor | None, extra: dict[str, Any]
+    folder: Path,
+    config: Config,
+    agents: Agents,
+    raw: nn.Module | None,
+    start_image: Tensor | None,
+    extra: dict[str, Any],
 ) -> None:
     """Write a saved model atomically: configuration, the weights to use, and the raw ones beside them.
 

@@ -314,7 +314,9 @@ class Trainer:
     def _stop_at_nan(self, culprit: str) -> None:
         kept = list_checkpoints(self.config.out)
         where = f"the last checkpoint, {kept[-1].name}, is kept" if kept else "no checkpoint had been written"
-        raise GoalgenError(f"training stopped at step {self.progress.step}: {culprit}; {where}; try a lower --learning-rate")
+        raise GoalgenError(
+            f"training stopped at step {self.progress.step}: {culprit}; {where}; try a lower --learning-rate"
+        )
 
     def _check_weights(self) -> None:
         """Refuse to save weights that the last update has spoilt, and no loss has seen yet."""
@@ -325,7 +327,9 @@ class Trainer:
     def _count(self, learned: Learned) -> None:
         """Running average of how often each proposal is chosen, the same on every process."""
         if learned.usage is not None:
-            usage = self.accelerator.reduce(learned.usage, "mean") if self.accelerator.num_processes > 1 else learned.usage
+            usage = (
+                self.accelerator.reduce(learned.usage, "mean") if self.accelerator.num_processes > 1 else learned.usage
+            )
             self.agents.usage.lerp_(usage, 0.01)
 
     # -- at intervals ----------------------------------------------------------------------------------------------
@@ -486,5 +490,3 @@ def validation_bound(agents: Agents, images: ImageSet, start: Start, seed: int, 
         terms = bound(agents, rollout(agents, canvas, goals.to(device), noise))
         total += terms.total.sum().item()
     return total / len(images)
-
-
