@@ -116,8 +116,8 @@ class TrainingConfig:
     precision: Literal["no", "bf16"] = "no"
     """Mixed precision of the networks; the bound itself is always float32."""
     backprop: Literal["chosen", "full"] = "chosen"
-    """Path of the gradient to the first step: "chosen" through the sum of chosen proposals; "full" also through the
-    networks that saw earlier canvases (the exact gradient; slower, noisier)."""
+    """Path of the gradient to the first step: "chosen" through the sum of chosen proposals; "full" also through what
+    the networks see of the canvases (the exact gradient; slower, noisier)."""
     chain_dropout: float = 0.0
     """Chance that a step takes a random action while training, so that the agents see states off their policy."""
     revive_every: int = 500

@@ -94,13 +94,18 @@ class Likelihood(nn.Module):
         floor = math.log(0.05 / (self.levels - 1))
         return floor + F.softplus(bias + delta - floor)
 
-    def log_prob_map(self, goal: Tensor, canvas: Tensor) -> Tensor:
-        """log p of every pixel (nats), shape of ``canvas``; ``goal`` must be broadcastable to it."""
-        goal, log_scale = goal.expand_as(canvas), self.log_scale(canvas)
+    def log_prob_map(self, goal: Tensor, canvas: Tensor, *, hold_scale: bool = False) -> Tensor:
+        """log p of every pixel (nats), shape of ``canvas``; ``goal`` must be broadcastable to it.
+
+        Args:
+            hold_scale: pass no gradient from the scales back to the canvas. With that gradient the canvas learns to
+                tell the scale network, in a texture that has nothing to do with the goal, how sure to be.
+        """
+        goal, log_scale = goal.expand_as(canvas), self.log_scale(canvas.detach() if hold_scale else canvas)
         if self.levels == 2:
             return bernoulli_log_prob(goal, canvas, log_scale)
         return discretised_logistic_log_prob(goal, canvas, log_scale, self.levels)
 
-    def log_prob(self, goal: Tensor, canvas: Tensor) -> Tensor:
+    def log_prob(self, goal: Tensor, canvas: Tensor, *, hold_scale: bool = False) -> Tensor:
         """log p(g | x) in nats, summed over pixels: (...)."""
-        return self.log_prob_map(goal, canvas).sum((-3, -2, -1))
+        return self.log_prob_map(goal, canvas, hold_scale=hold_scale).sum((-3, -2, -1))

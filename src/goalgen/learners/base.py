@@ -38,7 +38,7 @@ def replay(agents: Agents, trajectory: Trajectory) -> Bound:
     (Equation 3)
 
     The gradient reaches every chosen proposal through the sum that the last canvas is, and every policy at
-    its state; it does not pass through the networks' view of earlier canvases (see ``backprop`` in the configuration).
+    its state; it does not pass through the networks' view of canvases (see ``backprop`` in the configuration).
     """
     environment, s_agent = agents.environment, agents.s_agent
     assert isinstance(environment, ProposalsEnvironment)
@@ -50,7 +50,8 @@ def replay(agents: Agents, trajectory: Trajectory) -> Bound:
     last = environment.replay(trajectory.states[0], decision.proposals.unflatten(0, (horizon, batch)))
     q = environment.action_space.policy(torch.cat([action_log_probs(policy) for policy in trajectory.q]))
     kl = kl_divergence(q, decision.policy).unflatten(0, (horizon, batch))
-    return Bound(-agents.likelihood.log_prob(trajectory.goals, environment.canvas(last)), kl)
+    log_prob = agents.likelihood.log_prob(trajectory.goals, environment.canvas(last), hold_scale=True)
+    return Bound(-log_prob, kl)
 
 
 class Learner(nn.Module):
