@@ -76,3 +76,15 @@ def test_one_step_soft_value_is_the_same_at_every_action():
     values = torch.randn(7, generator=generator) * 3
     log_q = (log_p + values).log_softmax(-1)
     assert torch.allclose(values + log_p - log_q, torch.logsumexp(log_p + values, -1).expand(7), atol=1e-5)
+
+
+def test_errors_within_goals_do_not_see_what_the_episodes_of_a_goal_share():
+    from goalgen.learners import within_goals
+
+    generator = torch.Generator().manual_seed(0)
+    error = torch.randn(2, 12, generator=generator)
+    shared = torch.randn(2, 3, generator=generator).repeat_interleave(4, 1) * 10
+    assert torch.allclose(within_goals(error + shared, 4), within_goals(error, 4), atol=1e-5)
+    assert torch.equal(within_goals(error, 1), error)
+    many = torch.randn(1, 40_000, generator=generator)
+    assert within_goals(many, 4).square().mean().item() == pytest.approx(1.0, abs=0.03)

@@ -22,7 +22,7 @@ def write_samples(sampled: Sampled, out: Path, *, grid: bool, trajectory: bool, 
         save_png(tile(sampled.images, columns_for(len(sampled.images))), written[-1])
     if trajectory:
         written += [out / "trajectories.png", out / "trajectories.gif"]
-        save_png(film_strip(sampled.states[:, :16]), written[-2])
+        save_png(film_strip(sampled.states[:, :8]), written[-2])
         save_gif(sampled.states[:, :64], written[-1])
     about = {**facts, "start": sampled.start, "network_evaluations": sampled.network_evaluations}
     write_text(out / "samples.json", json.dumps(about, indent=2) + "\n")

@@ -38,7 +38,7 @@ def soft_returns(log_ratio: Tensor, values: Tensor, terminal: Tensor, weight: fl
 
 
 def within_goals(error: Tensor, episodes: int) -> Tensor:
-    """Errors (H - 1, B) less their mean over the episodes of the same goal.
+    """Errors (H - 1, B) less their mean over the episodes of the same goal. (Equation 20)
 
     What all episodes of a goal have in common, how hard it is to reach, is most of the variance of the returns, and no
     policy depends on it: q compares the next states of one goal. So with several episodes a goal only their
