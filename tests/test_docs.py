@@ -30,7 +30,7 @@ MARKER = re.compile(r"^\*\*\((\d+)\)\*\*", re.MULTILINE)
 COMPUTED_BY = "Computed by: "
 PLANNED = "Planned: "
 
-FORBIDDEN = ("/work/", "/tmp/w", "../shared", "/home/", "/root/")
+FORBIDDEN = ("/home/", "/root/", "../shared")
 """Paths of the machine that something was written on."""
 
 OPTIONS = {"train": Config, "sample": cli.SampleOptions, "evaluate": cli.EvaluateOptions, "plot": cli.PlotOptions,
