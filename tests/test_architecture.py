@@ -22,12 +22,20 @@ LAYERS: list[tuple[str, str]] = [
     ("data", "data data.batches data.images data.sources"),
     ("start", "starts"),
     ("likelihood", "likelihoods"),
-    ("environment", "environments environments.base environments.checker environments.proposals"),
-    ("agents", "agents agents.gc_agent agents.networks agents.pair agents.s_agent"),
+    (
+        "environment",
+        "environments environments.base environments.bridge environments.checker environments.latent environments.proposals",
+    ),
+    (
+        "agents",
+        "agents agents.bridge agents.gc_agent agents.latent agents.networks agents.networks.base agents.networks.mlp "
+        "agents.networks.transformer agents.networks.unet agents.pair agents.s_agent",
+    ),
     ("rollout", "rollout"),
     ("bound", "bound"),
     ("exact", "exact"),
-    ("learner", "learners learners.base learners.potential learners.soft_value"),
+    ("learner", "learners learners.base learners.marginals learners.pathwise learners.potential learners.soft_value"),
+    ("size", "size"),
     (
         "training",
         "training training.batches training.checkpoints training.ema training.log training.loop training.optimiser "

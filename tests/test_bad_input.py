@@ -136,7 +136,7 @@ SETTINGS: dict[str, Case] = {
     "step size 0": (lambda w: w.train(step_size=0), "--step-size must be above 0"),
     "step size infinite": (lambda w: w.train(step_size="inf"), "--step-size"),
     "width 0": (lambda w: w.train(width=0), "--width must be at least 1"),
-    "patch that does not divide": (lambda w: w.train(network="conv", patch=3), "--patch 3 does not divide"),
+    "patch that does not divide": (lambda w: w.train(network="unet", patch=3), "--patch 3 does not divide"),
     "bernoulli of grey levels": (lambda w: w.train(likelihood="bernoulli"), "--binarize"),
     "unknown GC-agent": (lambda w: w.train(gc_agent="lazy"), "no GC-agent is called 'lazy'"),
     "unknown environment": (lambda w: w.train(environment="maze"), "no environment is called 'maze'"),

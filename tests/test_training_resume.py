@@ -170,7 +170,7 @@ def test_nan_weights_stop_the_run_by_name_and_leave_older_checkpoints(tmp_path, 
     options = tiny_options(tmp_path / "run", max_steps=10, checkpoint_every=5)
     assert cli.main(["train", *options]) == 0
     older, newest = list_checkpoints(tmp_path / "run")
-    spoil(newest / "raw.safetensors", "s_agent.torso.input.weight")
+    spoil(newest / "raw.safetensors", "s_agent.torso.trunk.input.weight")
     before = digest(tmp_path / "run" / "checkpoints")
     capsys.readouterr()
 

@@ -18,12 +18,13 @@ def tiny_agents(gc_agent: str = "posterior", *, horizon: int = 3, actions: int =
         horizon=horizon, num_proposals=actions, gc_agent=gc_agent, step_size=0.7, width=16, depth=1, head_width=8,
         **changes,
     )  # fmt: skip
-    agents = make_agents(config, SHAPE, LEVELS, seed)
+    agents = make_agents(config, SHAPE, LEVELS, seed, num_labels=3)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in agents.named_parameters():
             spread = 0.5 if "logit" in name or name in ("s_agent.bias", "s_agent.weight") else 0.0
             spread = 0.1 if "scale_network" in name else spread
+            spread = 1.0 if "torso.trunk.label" in name else spread
             if spread:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
     return agents

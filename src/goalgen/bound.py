@@ -35,10 +35,14 @@ def bits_per_dim(nats: Tensor | float, shape: tuple[int, int, int]) -> Tensor | 
     return nats / (math.prod(shape) * math.log(2))
 
 
-def bound(agents: Agents, trajectory: Trajectory) -> Bound:
-    """J of the goals of a trajectory, one sample of its expectation. (Equation 3)"""
+def bound(agents: Agents, trajectory: Trajectory, *, hold_scale: bool = False) -> Bound:
+    """J of the goals of a trajectory, one sample of its expectation. (Equation 3)
+
+    Args:
+        hold_scale: see :meth:`goalgen.likelihoods.Likelihood.log_prob_map`.
+    """
     canvas = agents.environment.canvas(trajectory.states[-1])
-    return Bound(-agents.likelihood.log_prob(trajectory.goals, canvas), trajectory.kl)
+    return Bound(-agents.likelihood.log_prob(trajectory.goals, canvas, hold_scale=hold_scale), trajectory.kl)
 
 
 def log_weight(agents: Agents, trajectory: Trajectory) -> Tensor:
@@ -48,11 +52,14 @@ def log_weight(agents: Agents, trajectory: Trajectory) -> Tensor:
 
 
 @torch.no_grad()
-def importance_weighted_bound(agents: Agents, start: Tensor, goals: Tensor, noise: Tensor) -> Tensor:
+def importance_weighted_bound(
+    agents: Agents, start: Tensor, goals: Tensor, noise: Tensor, label: Tensor | None = None
+) -> Tensor:
     """The tighter bound from K trajectories, (B,) nats (Burda et al. 2016). (Equation 4)
 
     Args:
         noise: (K, H, B, ...), independent noise for each trajectory.
+        label: (B,) int64, of a model that is conditioned on labels.
     """
-    weights = torch.stack([log_weight(agents, rollout(agents, start, goals, n)) for n in noise])
+    weights = torch.stack([log_weight(agents, rollout(agents, start, goals, n, label=label)) for n in noise])
     return math.log(len(weights)) - torch.logsumexp(weights, 0)

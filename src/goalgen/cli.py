@@ -53,6 +53,10 @@ class SampleOptions:
     """Images, as --data, for a start that is a function of the goal; unset: the test images of the run's data."""
     temperature: float = 1.0
     """Below 1 keeps to likelier actions."""
+    steps: int | None = None
+    """Actions to take, where the model can skip steps (fixed bridge); unset: all it was trained with."""
+    label: int | None = None
+    """Class of all images, for a model trained with --condition label; unset: the classes in turn."""
     grid: bool = False
     """Also write grid.png, all images in one."""
     trajectory: bool = False
@@ -73,6 +77,8 @@ class EvaluateOptions:
     """File for the numbers."""
     num_samples: int | None = None
     """Samples to draw; unset: as many as there are test images, at most 10,000."""
+    num_test: int | None = None
+    """Measure on the first so many test images; unset: all."""
     data: str | None = None
     """Data to measure on; unset: those of the run."""
     seed: int = 0
@@ -85,6 +91,10 @@ class EvaluateOptions:
     """Feature space: auto, classifier, pixel-pca or inception."""
     start: str | None = None
     """Another initial state than the one trained with."""
+    temperature: float = 1.0
+    """Of the samples; below 1 keeps to likelier actions."""
+    steps: int | None = None
+    """Actions of a sample, where the model can skip steps (fixed bridge)."""
     weights: str = "ema"
     """Which weights of a run: ema (averaged) or raw."""
     device: str = "cpu"
@@ -213,7 +223,7 @@ def run_sample(arguments: Sequence[str]) -> int:
     goals, names = _start_goals(model, options)
     sampled = model.sample(
         options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
-        first=options.first,
+        first=options.first, steps=options.steps, labels=options.label,
     )  # fmt: skip
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
@@ -269,8 +279,8 @@ def run_evaluate(arguments: Sequence[str]) -> int:
     if options.data is not None:
         source = dataclasses.replace(source, data=options.data)
     numbers = evaluate(
-        model, load_data(source), num_samples=options.num_samples, seed=options.seed, iw_k=options.iw_k,
-        iw_images=options.iw_images, features=options.features, start=options.start,
+        model, load_data(source), num_samples=options.num_samples, num_test=options.num_test, seed=options.seed, iw_k=options.iw_k,
+        iw_images=options.iw_images, features=options.features, start=options.start, temperature=options.temperature, steps=options.steps,
     )  # fmt: skip
     if options.json is not None:
         write_text(options.json, json.dumps(numbers, indent=2) + "\n")
@@ -299,6 +309,10 @@ def print_table(numbers: dict[str, Any]) -> None:
     # Off a terminal rich would cut the table at 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)
+    if "active_units_per_step" in numbers:
+        used = " ".join(str(n) for n in numbers["active_units_per_step"])
+        console.print(f"active units by step, of {numbers['units_per_step']}: {used}", highlight=False)
+    console.print(f"network evaluations for one sample: {numbers['network_evaluations']}", highlight=False)
     console.print(f"KL by step (nats): {steps}\nfeature space: {features}; start: {numbers['start']}", highlight=False)
 
 

@@ -55,32 +55,53 @@ class ModelConfig:
     """The environment and the two agents."""
 
     environment: str = "proposals"
-    """World in which images are built: proposals."""
+    """World in which images are built: proposals (choose among images to add), latent (a Gaussian latent decides what is
+    added; at --horizon 1 a variational autoencoder) or bridge (the action is the next canvas, through ever less noise)."""
     horizon: int = 10
     """H, the number of steps of an episode."""
     start: str = "mean"
     """Initial state: mean, constant[:LEVEL 0..1], noise[:STD], an image file, a folder of images (paired by name with
     the goals, or sampled), or a function of the goal: grey, blur[:SIGMA], downsample[:FACTOR], mask[:FRACTION], edges."""
-    gc_agent: str = "posterior"
-    """How the GC-agent selects a proposal: greedy, posterior (one-step lookahead) or value (soft value learning)."""
+    gc_agent: str = "auto"
+    """How the GC-agent acts. proposals: greedy, posterior (one-step lookahead, the default) or value (soft value learning);
+    latent: encoder; bridge: learned (the default) or fixed (Gaussian diffusion)."""
+    condition: Literal["none", "label"] = "none"
+    """What both agents are told besides the canvas: nothing, or the image's label."""
     num_proposals: int = 32
     """A, the number of proposals at every step."""
     grid: int = 1
     """Independent choices: each of GRID x GRID cells of the canvas chooses its own proposal."""
-    step_size: float = 0.3
-    """alpha_h in x + alpha_h * y; the same at every step unless --learn-step-size is set."""
+    step_size: float | None = None
+    """proposals, latent: alpha_h in x + alpha_h * y, the same at every step unless --learn-step-size is set; unset: 0.3 for
+    proposals, 1 for latent."""
     learn_step_size: bool = False
     """Learn alpha_h, one for every step, starting from --step-size."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """The S-agent's network: mlp (up to about 16x16) or conv (larger images)."""
+    latent_size: int = 16
+    """latent: numbers in a latent."""
+    latent_map: bool = True
+    """latent: one latent at every position of the network's coarsest map, rather than one for the image (an mlp has
+    one position)."""
+    share_steps: bool = True
+    """latent: one network, told the step, rather than one for every step."""
+    log_snr: tuple[float, float] = (-3.0, 5.0)
+    """bridge: logarithm of the signal-to-noise ratio after the first step and after the last."""
+    learn_snr: bool = True
+    """bridge: learn the signal-to-noise ratios, starting from even steps between the two of --log-snr."""
+    learn_variance: bool | None = None
+    """bridge: the S-agent learns mean and variance of every pixel of its action; unset: when the GC-agent is learned."""
+    recompute: bool = False
+    """latent: keep only the canvases of an episode and compute each step again for its gradient: memory that hardly grows
+    with the horizon, for a third more time."""
+    network: Literal["mlp", "unet", "transformer"] = "mlp"
+    """The agents' network: mlp (up to about 16x16), unet (convolutions) or transformer (over patches)."""
     width: int = 256
-    """Units of an mlp layer, or channels of a conv block."""
+    """Units of an mlp layer, channels of the U-Net's finest map, or numbers in a transformer's token."""
     depth: int = 2
-    """Residual blocks of the network."""
+    """Residual blocks of an mlp or a transformer; blocks at every size of a U-Net."""
     head_width: int = 128
-    """Units (mlp) or channels per patch (conv) from which the proposals are read."""
+    """Units (mlp) or channels of a position (unet, transformer) from which images are drawn."""
     patch: int = 4
-    """conv: side of the square of pixels that becomes one position of the network's grid."""
+    """unet, transformer: side of the square of pixels that becomes one position of the finest map."""
     dropout: float = 0.0
     """Dropout inside the S-agent's network."""
     likelihood: Literal["auto", "logistic", "bernoulli"] = "auto"
@@ -104,6 +125,9 @@ class TrainingConfig:
     """Steps over which the learning rate rises to its peak."""
     decay: Literal["linear", "cosine", "none"] = "linear"
     """How the learning rate falls over the run: over --max-steps, or over --max-seconds where no steps are given."""
+    kl_warmup_steps: int | None = None
+    """latent: steps over which the weight of the KL in the loss rises from 0 to 1, so that every step finds a use for its
+    latent before it has to pay for it; unset: 500."""
     clip_norm: float = 50.0
     """Largest norm of the gradient, in nats."""
     ema: float = 0.998

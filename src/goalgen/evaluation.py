@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from goalgen.data import Splits, binarize_images
+from goalgen.environments import LatentEnvironment
 from goalgen.errors import GoalgenError
+from goalgen.learners import active_units
 from goalgen.metrics import make_features, sample_quality
 from goalgen.model import Model
 from goalgen.rng import generator
+from goalgen.size import count_operations, count_parameters
 from goalgen.training.batches import pairing_names
 
 MEANING = {
@@ -42,21 +49,27 @@ def evaluate(
     data: Splits,
     *,
     num_samples: int | None = None,
+    num_test: int | None = None,
     seed: int = 0,
     iw_k: int = 16,
     iw_images: int = 500,
     features: str = "auto",
     start: str | None = None,
+    temperature: float = 1.0,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Measure ``model`` against the held-out images of ``data``.
 
     Args:
         num_samples: samples to draw; unset: as many as there are test images, at most 10,000.
+        num_test: measure on the first so many test images; unset: all.
         seed: of the samples and of the GC-agent's noise.
         iw_k: trajectories an image in the tighter bound.
         iw_images: test images for the tighter bound (the first ones); it costs K rollouts each.
         features: see :func:`goalgen.metrics.make_features`.
         start: initial state, if not the one trained with.
+        temperature: of the samples.
+        steps: actions of a sample, where the model can skip steps; the bound is that of all steps.
 
     Returns:
         The numbers, JSON values. Nats are per image; every quality metric stands beside its ``_reference``, the same
@@ -65,6 +78,10 @@ def evaluate(
     Raises:
         GoalgenError: the data do not fit the model.
     """
+    if num_test is not None:
+        if num_test < 6:
+            raise GoalgenError(f"--num-test must be at least 6, not {num_test}")
+        data = dataclasses.replace(data, test=data.test.subset(range(min(num_test, len(data.test)))))
     test = data.test.images
     if data.train.shape != model.shape:
         raise GoalgenError(
@@ -81,14 +98,23 @@ def evaluate(
         raise GoalgenError(f"--num-samples must be at least 6, not {num_samples}")
     begin = model.start(start)
     names = pairing_names(begin, data.test)
-    terms = model.nll_bound(test, seed, start=start, names=names)
+    labels = data.test.labels if model.agents.num_labels else None
+    if model.agents.num_labels and labels is None:
+        raise GoalgenError("this model is conditioned on labels, and the test images have none")
+    terms = model.nll_bound(test, seed, start=start, names=names, labels=labels)
     part = test[:iw_images]
-    tighter = model.iw_bound(part, iw_k, seed, start=start, names=None if names is None else names[:iw_images])
+    first = slice(iw_images)
+    tighter = model.iw_bound(
+        part, iw_k, seed, start=start, names=names and names[first], labels=None if labels is None else labels[first]
+    )
     count = num_samples or min(len(test), 10_000)
     index = torch.arange(count) % len(test)
     goals = test[index] if begin.needs_goal else None
     partners = None if names is None else [names[i] for i in index.tolist()]
-    samples = model.sample(count, seed, start=start, goals=goals, names=partners)
+    classes = None if labels is None else labels[index]
+    samples = model.sample(
+        count, seed, start=start, goals=goals, names=partners, labels=classes, temperature=temperature, steps=steps
+    )
     train = data.train.images
     if data.binarize:
         train = binarize_images(train, data.train.levels, generator(0, "binarised training images"))
@@ -109,9 +135,36 @@ def evaluate(
         "nll_bound_nats_on_iw_images": total[: len(part)].mean().item(),
         **quality,
         "num_test": len(test),
+        **latent_use(model, test[:UNITS_IMAGES], seed, start, names, labels),
+        "parameters": count_parameters(model.agents),
+        "operations": count_operations(model.agents),
         "network_evaluations": samples.network_evaluations,
+        "temperature": temperature,
         "start": samples.start,
         "weights": model.weights,
         "step": model.facts.get("step"),
         "data": data.name,
     }
+
+
+UNITS_IMAGES = 256
+"""Images over which the use of latents is counted."""
+
+
+def latent_use(
+    model: Model,
+    images: Tensor,
+    seed: int,
+    start: str | None,
+    names: Sequence[str] | None,
+    labels: Tensor | None,
+) -> dict[str, Any]:
+    """Active units of every step, and how many there are; nothing for a model without latents."""
+    if not isinstance(model.agents.environment, LatentEnvironment):
+        return {}
+    count = len(images)
+    trajectory = model.rollout(
+        images, seed, start=start, names=names and names[:count], labels=None if labels is None else labels[:count]
+    )
+    units = math.prod(model.agents.environment.action_space.shape)
+    return {"active_units_per_step": active_units(trajectory).tolist(), "units_per_step": units}

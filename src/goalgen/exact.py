@@ -36,10 +36,12 @@ def _check(agents: Agents) -> Tensor:
     return joint_actions(space).to(agents.device)
 
 
-def _branch(agents: Agents, h: int, state: Tensor, actions: Tensor) -> tuple[Decision, Tensor, Tensor]:
+def _branch(
+    agents: Agents, h: int, state: Tensor, actions: Tensor, label: Tensor | None
+) -> tuple[Decision, Tensor, Tensor]:
     """The decision at ``state`` (B, ...), log p of every joint action (B, N), the next states (N B, ...)
     with the action changing slowest."""
-    decision = agents.s_agent(h, state)
+    decision = agents.s_agent(h, state, label)
     batch = len(state)
     log_p = torch.stack([decision.policy.log_prob(a.expand(batch, -1)) for a in actions], 1)
     nexts = [
@@ -48,38 +50,47 @@ def _branch(agents: Agents, h: int, state: Tensor, actions: Tensor) -> tuple[Dec
     return decision, log_p, torch.cat(nexts)
 
 
-def soft_value(agents: Agents, h: int, state: Tensor, goal: Tensor) -> Tensor:
-    """V*_h(x, g), (B,) nats, by the soft Bellman equation. (Equation 5)"""
+def soft_value(agents: Agents, h: int, state: Tensor, goal: Tensor, label: Tensor | None = None) -> Tensor:
+    """V*_h(x, g), (B,) nats, by the soft Bellman equation; of agents conditioned on labels, with labels (B,).
+    (Equation 5)"""
     actions = _check(agents)
-    return _soft_value(agents, h, state, goal, actions)
+    return _soft_value(agents, h, state, goal, actions, label)
 
 
-def _soft_value(agents: Agents, h: int, state: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
+def _repeat(label: Tensor | None, times: int) -> Tensor | None:
+    return None if label is None else label.repeat(times)
+
+
+def _soft_value(agents: Agents, h: int, state: Tensor, goal: Tensor, actions: Tensor, label: Tensor | None) -> Tensor:
     if h == agents.horizon:
         return agents.likelihood.log_prob(goal, agents.environment.canvas(state))
-    _, log_p, nexts = _branch(agents, h, state, actions)
-    ahead = _soft_value(agents, h + 1, nexts, goal.repeat(len(actions), 1, 1, 1), actions)
+    _, log_p, nexts = _branch(agents, h, state, actions, label)
+    goals, labels = goal.repeat(len(actions), 1, 1, 1), _repeat(label, len(actions))
+    ahead = _soft_value(agents, h + 1, nexts, goals, actions, labels)
     return torch.logsumexp(log_p + ahead.view(len(actions), -1).T, 1)
 
 
-def log_likelihood(agents: Agents, start: Tensor, goals: Tensor) -> Tensor:
+def log_likelihood(agents: Agents, start: Tensor, goals: Tensor, label: Tensor | None = None) -> Tensor:
     """log p(g | x_0), (B,) nats: the value of the initial state. (Equation 7)"""
-    return soft_value(agents, 0, agents.environment.initial(start), goals)
+    return soft_value(agents, 0, agents.environment.initial(start), goals, label)
 
 
-def expected_bound(agents: Agents, start: Tensor, goals: Tensor) -> Tensor:
+def expected_bound(agents: Agents, start: Tensor, goals: Tensor, label: Tensor | None = None) -> Tensor:
     """J(g) with its expectation over the GC-agent's episodes taken exactly, (B,) nats. (Equation 3)"""
     actions = _check(agents)
-    return _expected_bound(agents, 0, agents.environment.initial(start), goals, actions)
+    return _expected_bound(agents, 0, agents.environment.initial(start), goals, actions, label)
 
 
-def _expected_bound(agents: Agents, h: int, state: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
+def _expected_bound(
+    agents: Agents, h: int, state: Tensor, goal: Tensor, actions: Tensor, label: Tensor | None
+) -> Tensor:
     if h == agents.horizon:
         return -agents.likelihood.log_prob(goal, agents.environment.canvas(state))
-    decision, _, nexts = _branch(agents, h, state, actions)
-    q = agents.gc_agent.policy(View(h, state, goal, decision, agents.environment, agents.likelihood))
+    decision, _, nexts = _branch(agents, h, state, actions, label)
+    q = agents.gc_agent.policy(View(h, state, goal, decision, agents.environment, agents.likelihood, label))
     q_joint = torch.stack([q.log_prob(a.expand(len(state), -1)) for a in actions], 1).exp()
-    ahead = _expected_bound(agents, h + 1, nexts, goal.repeat(len(actions), 1, 1, 1), actions)
+    goals, labels = goal.repeat(len(actions), 1, 1, 1), _repeat(label, len(actions))
+    ahead = _expected_bound(agents, h + 1, nexts, goals, actions, labels)
     return kl_divergence(q, decision.policy) + (q_joint * ahead.view(len(actions), -1).T).sum(1)
 
 
@@ -107,6 +118,7 @@ class OptimalGCAgent(GCAgent):
             [view.environment.transition(h, view.state, a.expand(batch, -1), view.decision.proposals) for a in actions]
         )
         goals = view.goal.repeat(len(actions), 1, 1, 1)
-        values = _soft_value(agents, view.h + 1, nexts, goals, actions).view(len(actions), -1).T
+        label = _repeat(view.label, len(actions))
+        values = _soft_value(agents, view.h + 1, nexts, goals, actions, label).view(len(actions), -1).T
         log_p = torch.stack([view.decision.policy.log_prob(a.expand(batch, -1)) for a in actions], 1)
         return space.policy((log_p + values).unsqueeze(1))

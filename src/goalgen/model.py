@@ -19,7 +19,7 @@ from goalgen.bound import Bound, bits_per_dim, bound, importance_weighted_bound
 from goalgen.config import Config, from_dict
 from goalgen.data import from_unit, to_bytes, to_unit
 from goalgen.errors import GoalgenError
-from goalgen.rollout import Trajectory, draw_noise, rollout, sample_rollout
+from goalgen.rollout import Trajectory, draw_noise, even_path, rollout, sample_rollout
 from goalgen.starts import ImageStart, Start, TensorStart, make_start
 from goalgen.storage import load_json, load_tensors
 from goalgen.training.checkpoints import save_model
@@ -43,6 +43,8 @@ class Sampled:
     """the initial state they began from, "(trained with ...)" added where it is another one"""
     network_evaluations: int
     """S-agent evaluations for one image"""
+    labels: Tensor | None = None
+    """(N,) int64, of a model that is conditioned on labels"""
 
 
 class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
@@ -126,7 +128,9 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         start: str | Tensor | None = None,
         goals: Tensor | None = None,
         names: Sequence[str] | None = None,
+        labels: Tensor | Sequence[int] | int | None = None,
         temperature: float = 1.0,
+        steps: int | None = None,
         first: int = 0,
     ) -> Sampled:
         """Draw images with the S-agent alone. Image i depends on (seed, first + i) only, however many are drawn.
@@ -137,7 +141,10 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             start: initial state, see :meth:`start`.
             goals: (num, C, height, width) uint8 grey levels, for a start that is a function of the goal.
             names: num names, for a start that is a folder paired by name.
+            labels: of a model that is conditioned on labels: one for all images, or num; unset: image i is of class i
+                modulo the number of classes.
             temperature: below 1 keeps to likelier actions; 1 is the model.
+            steps: actions to take, where the model can skip steps; unset: all it was trained with.
             first: index of the first image.
 
         Raises:
@@ -146,6 +153,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         if num < 1 or first < 0:
             raise GoalgenError(f"the number of samples must be at least 1 (not {num}) and the first index at least 0")
         begin = self.start(start)
+        classes = self._sample_labels(labels, num, first)
+        path = None if steps is None else even_path(self.horizon, steps)
         canvases = []
         if goals is not None:
             goals = self._unit(goals)
@@ -156,14 +165,15 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         for block in range(first // BLOCK, -(-(first + num) // BLOCK)):
             x0 = self._block_start(begin, start, goals, names, block, seed, first, num)
             noise = draw_noise(self.agents.environment, BLOCK, rng.generator(seed, "sample", block))
-            states = sample_rollout(self.agents, x0, noise.to(self.device), temperature).states
+            label = None if classes is None else classes[self._block_rows(block, first, num)].to(self.device)
+            states = sample_rollout(self.agents, x0, noise.to(self.device), temperature, label=label, path=path).states
             canvases.append(self.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cpu())
         offset = first % BLOCK
         frames = from_unit(torch.cat(canvases, 1)[:, offset : offset + num], self.levels)
         trained = self.config.model.start
-        label = begin.spec if begin.spec == trained else f"{begin.spec} (trained with {trained})"
+        spec = begin.spec if begin.spec == trained else f"{begin.spec} (trained with {trained})"
         pictures = to_bytes(frames, self.levels)
-        return Sampled(pictures[-1], pictures, frames[-1], label, self.horizon)
+        return Sampled(pictures[-1], pictures, frames[-1], spec, len(frames) - 1, classes)
 
     def _block_start(
         self,
@@ -177,13 +187,47 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         num: int,
     ) -> Tensor:
         """Initial canvases of a block; rows outside the request repeat one inside it."""
-        rows = torch.arange(block * BLOCK, (block + 1) * BLOCK).clamp(first, first + num - 1) - first
+        rows = self._block_rows(block, first, num)
         generator = rng.generator(seed, "sample start", block)
         part = None if goals is None else goals[rows]
         if isinstance(given, Tensor) and given.ndim == 4 and len(given) == num:
             return given.to(torch.float32)[rows].to(self.device)
         partners = None if names is None else [names[i] for i in rows.tolist()]
         return begin(BLOCK, goals=part, names=partners, generator=generator).to(self.device)
+
+    @staticmethod
+    def _block_rows(block: int, first: int, num: int) -> Tensor:
+        """Which of the images asked for stand in the rows of a block; rows outside the request repeat one inside it."""
+        return torch.arange(block * BLOCK, (block + 1) * BLOCK).clamp(first, first + num - 1) - first
+
+    def _sample_labels(self, labels: Tensor | Sequence[int] | int | None, num: int, first: int) -> Tensor | None:
+        """Labels (num,) of new images."""
+        count = self.agents.num_labels
+        if labels is None and count:
+            return (torch.arange(num) + first) % count
+        if isinstance(labels, int):
+            labels = [labels] * num
+        return self._labels(labels, num)
+
+    def _labels(self, labels: Tensor | Sequence[int] | None, num: int) -> Tensor | None:
+        """Labels as (num,) int64 on the CPU.
+
+        Raises:
+            GoalgenError: the model is not told labels, or needs them; or they are not so many, or not among its classes.
+        """
+        count = self.agents.num_labels
+        if labels is None:
+            if count:
+                raise GoalgenError("this model is conditioned on labels: give the label of every image")
+            return None
+        if not count:
+            raise GoalgenError("this model is not conditioned on labels (--condition label)")
+        found = torch.as_tensor(labels)
+        if found.ndim != 1 or len(found) != num:
+            raise GoalgenError(f"{found.numel()} labels were given for {num} images; give one for each")
+        if not bool(((found >= 0) & (found < count)).all()):
+            raise GoalgenError(f"labels must be 0 to {count - 1}")
+        return found.long()
 
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
@@ -194,6 +238,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         *,
         start: str | Tensor | None = None,
         names: Sequence[str] | None = None,
+        labels: Tensor | Sequence[int] | None = None,
     ) -> Trajectory:
         """Episodes of the GC-agent told ``images``.
 
@@ -202,13 +247,15 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             seed: of the noise.
             start: initial state, see :meth:`start`.
             names: N names, for a start that is a folder paired by name.
+            labels: (N,), of a model that is conditioned on labels.
         """
         with torch.no_grad():
             goals = self._unit(images).to(self.device)
             generator = rng.generator(seed, "rollout")
             x0 = self.start(start)(len(goals), goals=goals, names=names, generator=generator).to(self.device)
             noise = draw_noise(self.agents.environment, len(goals), generator).to(self.device)
-            return rollout(self.agents, x0, goals, noise)
+            label = self._labels(labels, len(goals))
+            return rollout(self.agents, x0, goals, noise, label=None if label is None else label.to(self.device))
 
     def reconstruct(
         self,
@@ -217,11 +264,14 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         *,
         start: str | Tensor | None = None,
         names: Sequence[str] | None = None,
+        labels: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape."""
         parts = []
-        for i, chunk, part in self._chunks(images, names):
-            trajectory = self.rollout(chunk, rng.derive_seed(seed, "reconstruct", i), start=start, names=part)
+        for i, chunk, part, classes in self._chunks(images, names, labels):
+            trajectory = self.rollout(
+                chunk, rng.derive_seed(seed, "reconstruct", i), start=start, names=part, labels=classes
+            )
             parts.append(from_unit(self.agents.environment.canvas(trajectory.states[-1]).cpu(), self.levels))
         return torch.cat(parts)
 
@@ -232,6 +282,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         *,
         start: str | Tensor | None = None,
         names: Sequence[str] | None = None,
+        labels: Tensor | Sequence[int] | None = None,
     ) -> Bound:
         """Upper bound on -log p of every image, nats, split by term. (Equation 3)
 
@@ -240,10 +291,11 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             seed: of the noise.
             start: initial state, see :meth:`start`.
             names: N names, for a start that is a folder paired by name.
+            labels: (N,), of a model that is conditioned on labels.
         """
         parts = []
-        for i, chunk, part in self._chunks(images, names):
-            trajectory = self.rollout(chunk, rng.derive_seed(seed, "bound", i), start=start, names=part)
+        for i, chunk, part, classes in self._chunks(images, names, labels):
+            trajectory = self.rollout(chunk, rng.derive_seed(seed, "bound", i), start=start, names=part, labels=classes)
             parts.append(bound(self.agents, trajectory))
         return Bound(torch.cat([p.reconstruction for p in parts]).cpu(), torch.cat([p.kl for p in parts], 1).cpu())
 
@@ -255,28 +307,36 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         *,
         start: str | Tensor | None = None,
         names: Sequence[str] | None = None,
+        labels: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """The tighter bound from ``k`` trajectories an image, (N,) nats. (Equation 4)"""
         if k < 1:
             raise GoalgenError(f"the number of trajectories must be at least 1, not {k}")
         parts = []
-        for i, chunk, part in self._chunks(images, names):
+        for i, chunk, part, classes in self._chunks(images, names, labels):
             goals = self._unit(chunk).to(self.device)
             generator = rng.generator(seed, "iw bound", i)
             x0 = self.start(start)(len(goals), goals=goals, names=part, generator=generator).to(self.device)
             noise = torch.stack([draw_noise(self.agents.environment, len(goals), generator) for _ in range(k)])
-            parts.append(importance_weighted_bound(self.agents, x0, goals, noise.to(self.device)))
+            label = None if classes is None else classes.to(self.device)
+            parts.append(importance_weighted_bound(self.agents, x0, goals, noise.to(self.device), label))
         return torch.cat(parts).cpu()
 
     def _chunks(
-        self, images: Tensor, names: Sequence[str] | None, size: int = 64
-    ) -> Iterator[tuple[int, Tensor, Sequence[str] | None]]:
+        self,
+        images: Tensor,
+        names: Sequence[str] | None,
+        labels: Tensor | Sequence[int] | None,
+        size: int = 64,
+    ) -> Iterator[tuple[int, Tensor, Sequence[str] | None, Tensor | None]]:
         if not len(images):
             raise GoalgenError("no images were given")
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
+        classes = self._labels(labels, len(images))
         for i in range(0, len(images), size):
-            yield i, images[i : i + size], None if names is None else names[i : i + size]
+            part = None if names is None else names[i : i + size]
+            yield i, images[i : i + size], part, None if classes is None else classes[i : i + size]
 
     def _unit(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
@@ -299,7 +359,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return path
 
     def _write(self, path: Path) -> None:
-        facts = {k: v for k, v in self.facts.items() if k not in ("shape", "levels")}
+        facts = {k: v for k, v in self.facts.items() if k not in ("shape", "levels", "num_labels")}
         save_model(path, self.config, self.agents, None, self.start_image, {**facts, "weights": self.weights})
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -357,7 +417,9 @@ def load(
     if weights == "raw" and metadata.get("weights") != "raw":
         tensors, metadata = load_tensors(folder / "model.raw.safetensors")
     channels, height, width = facts["shape"]
-    agents = make_agents(config.model, (channels, height, width), facts["levels"])
+    agents = make_agents(
+        config.model, (channels, height, width), facts["levels"], num_labels=facts.get("num_labels", 0)
+    )
     try:
         agents.load_state_dict(tensors)
     except RuntimeError as error:

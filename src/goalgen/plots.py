@@ -289,7 +289,8 @@ def told_frames(model: Model, goals: ImageSet, seed: int) -> Tensor:
     start = model.start()
     names = pairing_names(start, goals)
     partners = start(len(goals), names=names) if names else None
-    states = model.rollout(goals.images, seed, start=partners).states
+    labels = goals.labels if model.agents.num_labels else None
+    states = model.rollout(goals.images, seed, start=partners, labels=labels).states
     canvases = model.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
     return to_bytes(from_unit(canvases.cpu(), model.levels), model.levels)
 

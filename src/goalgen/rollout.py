@@ -6,12 +6,15 @@ same noise gives the same episode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent
 from torch.distributions.kl import kl_divergence
+from torch.utils.checkpoint import checkpoint
 
 from goalgen.agents import Agents, Decision, View
 from goalgen.environments import Discrete, Environment
@@ -36,6 +39,8 @@ class Trajectory:
     """KL(q || p) of every step, (H, B) nats"""
     log_ratio: Tensor
     """log p(a_h | x_h) - log q(a_h | x_h, g), (H, B) nats; no importance weight where chain dropout acted"""
+    label: Tensor | None = None
+    """(B,) int64, of a model that is conditioned on labels"""
 
 
 def draw_noise(environment: Environment, batch: int, generator: torch.Generator) -> Tensor:
@@ -57,11 +62,13 @@ def rollout(
     *,
     interrupt: Tensor | None = None,
     keep_proposals: bool = False,
+    label: Tensor | None = None,
+    recompute: bool = False,
 ) -> Trajectory:
     """Let the GC-agent act from ``start`` towards ``goals``. (Equation 1)
 
-    The GC-agent's own parameters receive no gradient here (it is the E-step, q held fixed); with gradients enabled
-    everything else does, through all steps.
+    With gradients enabled they pass through all steps. The GC-agent's own parameters receive one only if it is
+    ``pathwise``; otherwise this is the E-step, q held fixed.
 
     Args:
         start: x_0 as canvases (B, C, height, width).
@@ -69,33 +76,49 @@ def rollout(
         noise: from :func:`draw_noise`.
         interrupt: (H, B, 1 + cells) uniform numbers; where the first is below 0 the action is random (chain dropout).
         keep_proposals: keep every step's proposals in the trajectory (memory H * A images each).
+        label: (B,) int64, of a model that is conditioned on labels.
+        recompute: keep no step's workings for the gradient but compute them again; the trajectory then has no
+            ``decisions`` and no ``q``.
     """
     environment = agents.environment
-    state = environment.initial(start)
-    states, actions, decisions, policies, kl, log_ratio = [state], [], [], [], [], []
-    for h in range(agents.horizon):
-        decision = agents.s_agent(h, state)
-        with torch.no_grad():
-            q = agents.gc_agent.policy(View(h, state, goals, decision, environment, agents.likelihood))
+    pathwise = torch.is_grad_enabled() and agents.gc_agent.pathwise
+    decisions: list[Decision] = []
+    policies: list[Distribution] = []
+
+    def step(h: int, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        decision = agents.s_agent(h, state, label)
+        with torch.set_grad_enabled(pathwise):
+            q = agents.gc_agent.policy(View(h, state, goals, decision, environment, agents.likelihood, label))
             action = environment.action_space.sample(q, noise[h])
             if interrupt is not None:
                 random = environment.action_space.uniform(interrupt[h, :, 1:])
                 action = torch.where(interrupt[h, :, :1] < 0, random, action)
-        state = environment.transition(steps(h, state), state, action, decision.proposals)
-        kl.append(kl_divergence(q, decision.policy))
-        log_ratio.append(decision.policy.log_prob(action) - q.log_prob(action))
-        states.append(state)
+        if not recompute:
+            policies.append(q)
+            decisions.append(decision if keep_proposals else Decision(decision.policy, None))
+        after = environment.transition(steps(h, state), state, action, decision.proposals)
+        kl = kl_divergence(q, decision.policy)
+        return after, action, kl, decision.policy.log_prob(action) - q.log_prob(action)
+
+    states, actions, kls, log_ratios = [environment.initial(start)], [], [], []
+    for h in range(agents.horizon):
+        if recompute:
+            after, action, kl, log_ratio = checkpoint(step, h, states[-1], use_reentrant=False)
+        else:
+            after, action, kl, log_ratio = step(h, states[-1])
+        states.append(after)
         actions.append(action)
-        policies.append(q)
-        decisions.append(decision if keep_proposals else Decision(decision.policy, None))
+        kls.append(kl)
+        log_ratios.append(log_ratio)
     return Trajectory(
         goals,
         torch.stack(states),
         torch.stack(actions),
         decisions,
         policies,
-        torch.stack(kl),
-        torch.stack(log_ratio),
+        torch.stack(kls),
+        torch.stack(log_ratios),
+        label,
     )
 
 
@@ -104,33 +127,56 @@ class Samples:
     """B episodes of the S-agent. (Equations 1 and 2)"""
 
     states: Tensor
-    """(H + 1, B, *state_shape)"""
+    """(H + 1, B, *state_shape), or fewer where steps were skipped"""
     actions: Tensor
-    """(H, B, *action_shape)"""
+    """(H, B, *action_shape), likewise"""
     log_prob: Tensor
     """log p(a_0 .. a_{H-1}), (B,) nats"""
 
 
+def even_path(horizon: int, count: int) -> list[int]:
+    """Steps to stop at on the way from 0 to ``horizon`` in ``count`` actions, evenly spaced: count + 1 numbers.
+
+    Raises:
+        GoalgenError: there are not so many steps.
+    """
+    if not 1 <= count <= horizon:
+        raise GoalgenError(f"the number of sampling steps must be 1 to {horizon}, not {count}")
+    return [round(i * horizon / count) for i in range(count + 1)]
+
+
 @torch.no_grad()
-def sample_rollout(agents: Agents, start: Tensor, noise: Tensor, temperature: float = 1.0) -> Samples:
+def sample_rollout(
+    agents: Agents,
+    start: Tensor,
+    noise: Tensor,
+    temperature: float = 1.0,
+    *,
+    label: Tensor | None = None,
+    path: Sequence[int] | None = None,
+) -> Samples:
     """Let the S-agent act alone from ``start`` (B, C, height, width); new images are the last canvases. (Equation 1)
 
     Args:
+        noise: from :func:`draw_noise`; with ``path`` its first rows are used.
         temperature: the policy is raised to the power 1 / temperature; 1 is the model itself.
+        label: (B,) int64, of a model that is conditioned on labels.
+        path: steps to stop at, from 0 to H (see :func:`even_path`); unset: all of them.
 
     Raises:
-        GoalgenError: the temperature is not above 0.
+        GoalgenError: the temperature is not above 0, or the S-agent cannot skip steps.
     """
     if not temperature > 0:
         raise GoalgenError(f"the temperature must be above 0, not {temperature}")
     environment = agents.environment
+    path = range(agents.horizon + 1) if path is None else path
     state = environment.initial(start)
     states, actions = [state], []
     log_prob = torch.zeros(len(start), device=start.device)
-    for h in range(agents.horizon):
-        decision = agents.s_agent(h, state)
+    for i, (h, to) in enumerate(pairwise(path)):
+        decision = agents.s_agent.skip(h, to, state, label)
         policy = decision.policy if temperature == 1.0 else _sharpen(environment, decision.policy, temperature)
-        action = environment.action_space.sample(policy, noise[h])
+        action = environment.action_space.sample(policy, noise[i])
         log_prob = log_prob + policy.log_prob(action)
         state = environment.transition(steps(h, state), state, action, decision.proposals)
         states.append(state)

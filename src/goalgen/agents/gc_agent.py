@@ -40,6 +40,8 @@ class View:
     """The S-agent's policy and proposals at this state."""
     environment: Environment
     likelihood: Likelihood
+    label: Tensor | None = None
+    """(B,) int64, of a model that is conditioned on labels"""
 
 
 class Potential(nn.Module):
@@ -69,6 +71,8 @@ class GCAgent(nn.Module, ABC):
     """The interface: a policy given a :class:`View`. ``learner`` names how it learns (goalgen.learners)."""
 
     learner: str = "imitation"
+    pathwise: bool = False
+    """Whether its parameters learn from gradients that pass through its actions; a rollout then keeps them."""
 
     def __init__(self, environment: Environment, shape: tuple[int, int, int]) -> None:
         super().__init__()

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from goalgen.agents.bridge import BridgeSAgent, FixedBridgeGCAgent, LearnedBridgeGCAgent
 from goalgen.agents.gc_agent import GCAgent, make_gc_agent
-from goalgen.agents.networks import make_torso
+from goalgen.agents.latent import EncoderGCAgent, LatentSAgent
+from goalgen.agents.networks import NetworkSpec, make_torso
 from goalgen.agents.s_agent import ProposalsSAgent, SAgent
 from goalgen.config import ModelConfig
-from goalgen.environments import Environment, ProposalsEnvironment
+from goalgen.environments import (
+    BridgeEnvironment,
+    Discrete,
+    Environment,
+    LatentEnvironment,
+    ProposalsEnvironment,
+    even_schedule,
+)
 from goalgen.errors import GoalgenError
 from goalgen.likelihoods import Likelihood
 
@@ -24,10 +34,18 @@ class Agents(nn.Module):
         s_agent: p, the generative model with ``likelihood``.
         gc_agent: q.
         likelihood: p(g | x_H).
+        levels: grey levels of the images.
+        num_labels: classes that the agents are told; 0: none.
     """
 
     def __init__(
-        self, environment: Environment, s_agent: SAgent, gc_agent: GCAgent, likelihood: Likelihood, levels: int
+        self,
+        environment: Environment,
+        s_agent: SAgent,
+        gc_agent: GCAgent,
+        likelihood: Likelihood,
+        levels: int,
+        num_labels: int = 0,
     ) -> None:
         super().__init__()
         self.environment = environment
@@ -35,16 +53,23 @@ class Agents(nn.Module):
         self.gc_agent = gc_agent
         self.likelihood = likelihood
         self.levels = levels
-        shape = environment.action_space.shape
-        count = getattr(environment.action_space, "num_actions", 0)
-        # Share of each action at each step, a running average over training (H, cells, A).
-        self.register_buffer("usage", torch.full((environment.horizon, *shape, count), 1.0 / max(count, 1)))
+        self.num_labels = num_labels
+        space = environment.action_space
+        cells, count = (space.cells, space.num_actions) if isinstance(space, Discrete) else (0, 0)
+        # Share of each action at each step, a running average over training (H, cells, A); empty for continuous actions.
+        self.register_buffer("usage", torch.full((environment.horizon, cells, count), 1.0 / max(count, 1)))
         self.usage: Tensor
 
     @property
     def horizon(self) -> int:
         """H."""
         return self.environment.horizon
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, height, width) of the images."""
+        channels, height, width = self.likelihood.log_scale_bias.shape
+        return channels, height, width
 
     @property
     def device(self) -> torch.device:
@@ -71,8 +96,9 @@ def check_model_config(config: ModelConfig) -> None:
         ("horizon", 1),
         ("num_proposals", 2),
         ("grid", 1),
+        ("latent_size", 1),
         ("width", 1),
-        ("depth", 0),
+        ("depth", 1 if config.network == "unet" else 0),
         ("head_width", 1),
         ("patch", 1),
     ):
@@ -81,16 +107,82 @@ def check_model_config(config: ModelConfig) -> None:
             raise GoalgenError(f"--{option} must be at least {least}, not {getattr(config, name)}")
     if not 0 <= config.dropout < 1:
         raise GoalgenError(f"--dropout must be at least 0 and below 1, not {config.dropout}")
-    if not 0 < config.step_size < math.inf:
+    if config.step_size is not None and not 0 < config.step_size < math.inf:
         raise GoalgenError(f"--step-size must be above 0 and finite, not {config.step_size}")
-    if config.environment != "proposals":
-        raise GoalgenError(f"no environment is called {config.environment!r}; there are: proposals")
+    if config.environment not in FAMILIES:
+        raise GoalgenError(f"no environment is called {config.environment!r}; there are: {', '.join(FAMILIES)}")
 
 
-def make_agents(config: ModelConfig, shape: tuple[int, int, int], levels: int, seed: int = 0) -> Agents:
+def network_spec(config: ModelConfig, shape: tuple[int, int, int], num_labels: int) -> NetworkSpec:
+    """The network that a configuration asks for, for images (C, height, width)."""
+    return NetworkSpec(
+        config.network, shape, config.horizon, config.width, config.depth, config.head_width, config.dropout,
+        config.patch, num_labels,
+    )  # fmt: skip
+
+
+def make_proposals(config: ModelConfig, spec: NetworkSpec) -> tuple[Environment, SAgent]:
+    """The world of images to choose from."""
+    environment = ProposalsEnvironment(
+        spec.shape, config.horizon, config.num_proposals, config.grid, config.step_size or 0.3, config.learn_step_size
+    )
+    torso = make_torso(spec)
+    return environment, ProposalsSAgent(torso, spec.shape, config.horizon, environment.action_space)
+
+
+def make_latent(config: ModelConfig, spec: NetworkSpec) -> tuple[Environment, SAgent]:
+    """The world of Gaussian latents."""
+    s_agent = LatentSAgent(spec, config.latent_size, config.latent_map, config.share_steps)
+    environment = LatentEnvironment(
+        spec.shape, config.horizon, s_agent.latent_shape, config.step_size or 1.0, config.learn_step_size
+    )
+    return environment, s_agent
+
+
+def make_bridge(config: ModelConfig, spec: NetworkSpec) -> tuple[Environment, SAgent]:
+    """The world whose action is the next canvas."""
+    low, high = config.log_snr
+    environment = BridgeEnvironment(spec.shape, even_schedule(config.horizon, low, high, config.learn_snr))
+    free = config.learn_variance if config.learn_variance is not None else config.gc_agent != "fixed"
+    return environment, BridgeSAgent(spec, environment, free)
+
+
+FAMILIES: dict[str, Callable[[ModelConfig, NetworkSpec], tuple[Environment, SAgent]]] = {
+    "proposals": make_proposals,
+    "latent": make_latent,
+    "bridge": make_bridge,
+}
+"""What ``--environment`` takes, and how its world and S-agent are made."""
+
+
+def gc_agent_of(config: ModelConfig, environment: Environment, spec: NetworkSpec) -> GCAgent:
+    """The GC-agent that a configuration asks for; ``auto`` is the one that suits its environment.
+
+    Raises:
+        GoalgenError: no GC-agent of this environment has this name.
+    """
+    kind = config.gc_agent
+    if isinstance(environment, LatentEnvironment) and kind in ("auto", "encoder"):
+        return EncoderGCAgent(environment, spec, config.share_steps)
+    if isinstance(environment, BridgeEnvironment) and kind in ("auto", "learned"):
+        return LearnedBridgeGCAgent(environment, spec)
+    if isinstance(environment, BridgeEnvironment) and kind == "fixed":
+        return FixedBridgeGCAgent(environment, spec)
+    if kind in ("encoder", "learned", "fixed"):
+        home = "latent" if kind == "encoder" else "bridge"
+        raise GoalgenError(f"GC-agent {kind!r} needs --environment {home}, not {config.environment}")
+    return make_gc_agent("posterior" if kind == "auto" else kind, environment, spec.shape)
+
+
+def make_agents(
+    config: ModelConfig, shape: tuple[int, int, int], levels: int, seed: int = 0, num_labels: int = 0
+) -> Agents:
     """Untrained agents for images of this ``shape`` (C, height, width) and number of grey levels.
 
     The weights depend on ``seed`` alone; torch's global generator is left as it was.
+
+    Args:
+        num_labels: classes of the data, for a model that is conditioned on them.
 
     Raises:
         GoalgenError: the configuration makes no model.
@@ -98,22 +190,14 @@ def make_agents(config: ModelConfig, shape: tuple[int, int, int], levels: int, s
     check_model_config(config)
     if config.likelihood == "bernoulli" and levels != 2:
         raise GoalgenError(f"the Bernoulli likelihood needs black-and-white goals, not {levels} levels: add --binarize")
+    if config.condition == "label" and num_labels < 1:
+        raise GoalgenError(
+            "--condition label needs labelled data: class folders, or a parquet file with a label column"
+        )
+    spec = network_spec(config, shape, num_labels if config.condition == "label" else 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        environment = ProposalsEnvironment(
-            shape, config.horizon, config.num_proposals, config.grid, config.step_size, config.learn_step_size
-        )
-        torso = make_torso(
-            config.network,
-            shape,
-            config.horizon,
-            config.width,
-            config.depth,
-            config.head_width,
-            config.dropout,
-            config.patch,
-        )
-        s_agent = ProposalsSAgent(torso, shape, config.horizon, environment.action_space)
+        environment, s_agent = FAMILIES[config.environment](config, spec)
         likelihood = Likelihood(shape, levels)
-        gc_agent = make_gc_agent(config.gc_agent, environment, shape)
-        return Agents(environment, s_agent, gc_agent, likelihood, levels)
+        gc_agent = gc_agent_of(config, environment, spec)
+        return Agents(environment, s_agent, gc_agent, likelihood, levels, spec.num_labels)

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from goalgen.agents.networks import Torso
 from goalgen.environments import Discrete
+from goalgen.errors import GoalgenError
 from goalgen.likelihoods import full_precision
 
 UNIFORM_SHARE = 1e-3
@@ -32,9 +33,23 @@ class Decision:
 class SAgent(nn.Module):
     """Base class."""
 
-    def forward(self, h: int, state: Tensor) -> Decision:
-        """Policy and proposals at states (B, ...) that are all at step ``h``."""
+    def forward(self, h: int, state: Tensor, label: Tensor | None = None) -> Decision:
+        """Policy and proposals at states (B, ...) that are all at step ``h``.
+
+        Args:
+            label: (B,) int64, of a model that is conditioned on labels.
+        """
         raise NotImplementedError
+
+    def skip(self, h: int, to: int, state: Tensor, label: Tensor | None = None) -> Decision:
+        """The policy of going from step ``h`` to step ``to`` in one action, for sampling in fewer steps.
+
+        Raises:
+            GoalgenError: this S-agent takes every step.
+        """
+        if to == h + 1:
+            return self(h, state, label)
+        raise GoalgenError("this model takes every step it was trained with; only the fixed bridge can skip some")
 
 
 class ProposalsSAgent(SAgent):
@@ -70,22 +85,22 @@ class ProposalsSAgent(SAgent):
         self.logit_weight = nn.Parameter(torch.zeros(count, cells, torso.num_context))
         self.logit_bias = nn.Parameter(torch.zeros(count, horizon, cells))
 
-    def forward(self, h: int, state: Tensor) -> Decision:
+    def forward(self, h: int, state: Tensor, label: Tensor | None = None) -> Decision:
         """Policy and all proposals (B, A, C, height, width)."""
         step = torch.tensor([h], device=state.device)
-        features, context = self.torso(step, state)  # (B, F, P), (B, width)
+        features, context = self.torso(step, state, label)  # (B, F, P), (B, width)
         # One product of two matrices; a batched product with the weights broadcast is ten times slower on a CPU.
         flat = F.linear(features.transpose(1, 2), self.weight.flatten(0, 1))  # (B, P, A D)
         pixels = flat.unflatten(2, self.weight.shape[:2]).permute(0, 2, 3, 1)  # (B, A, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h]
         return Decision(self._policy(step, context), images)
 
-    def replay(self, h: Tensor, state: Tensor, action: Tensor) -> Decision:
+    def replay(self, h: Tensor, state: Tensor, action: Tensor, label: Tensor | None = None) -> Decision:
         """Policy and only the chosen proposals (B, cells, C, height, width), of actions (B, cells) at steps h (B,).
 
         Equal to choosing from :meth:`forward`, at a fraction of its cost and memory.
         """
-        features, context = self.torso(h, state)
+        features, context = self.torso(h, state, label)
         pixels = self._chosen(features, action)  # (B, cells, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[h.unsqueeze(1), action]
         return Decision(self._policy(h, context), images)

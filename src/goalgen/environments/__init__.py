@@ -9,17 +9,25 @@ from goalgen.environments.base import (
     action_log_probs,
     action_probs,
 )
+from goalgen.environments.bridge import BridgeEnvironment, Reading, Schedule, even_schedule
 from goalgen.environments.checker import check_environment
+from goalgen.environments.latent import Decoder, LatentEnvironment
 from goalgen.environments.proposals import ProposalsEnvironment
 
 __all__ = [
     "ActionSpace",
+    "BridgeEnvironment",
     "ChoiceEnvironment",
     "Continuous",
+    "Decoder",
     "Discrete",
     "Environment",
+    "LatentEnvironment",
     "ProposalsEnvironment",
+    "Reading",
+    "Schedule",
     "action_log_probs",
     "action_probs",
     "check_environment",
+    "even_schedule",
 ]

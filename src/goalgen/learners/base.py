@@ -46,7 +46,8 @@ def replay(agents: Agents, trajectory: Trajectory) -> Bound:
     horizon, batch = trajectory.actions.shape[:2]
     h = torch.arange(horizon, device=trajectory.goals.device).repeat_interleave(batch)  # (H B,)
     states = trajectory.states[:-1].flatten(0, 1).detach()
-    decision = s_agent.replay(h, states, trajectory.actions.flatten(0, 1))
+    label = None if trajectory.label is None else trajectory.label.repeat(horizon)
+    decision = s_agent.replay(h, states, trajectory.actions.flatten(0, 1), label)
     last = environment.replay(trajectory.states[0], decision.proposals.unflatten(0, (horizon, batch)))
     q = environment.action_space.policy(torch.cat([action_log_probs(policy) for policy in trajectory.q]))
     kl = kl_divergence(q, decision.policy).unflatten(0, (horizon, batch))
@@ -75,7 +76,16 @@ class Learner(nn.Module):
         self.backprop = backprop
         self.episodes = episodes
 
-    def forward(self, start: Tensor, goals: Tensor, noise: Tensor, interrupt: Tensor | None = None) -> Learned:
+    def forward(
+        self,
+        start: Tensor,
+        goals: Tensor,
+        noise: Tensor,
+        interrupt: Tensor | None = None,
+        label: Tensor | None = None,
+        steps: Tensor | None = None,
+        kl_weight: float = 1.0,
+    ) -> Learned:
         """Loss of one batch.
 
         Args:
@@ -83,15 +93,18 @@ class Learner(nn.Module):
             goals: (B, C, height, width) in [-1, 1].
             noise: (H, B, ...), see :func:`goalgen.rollout.draw_noise`.
             interrupt: see :func:`goalgen.rollout.rollout`.
+            label: (B,) int64, of a model that is conditioned on labels.
+            steps: (B,) int64, for a learner that visits one step of each episode.
+            kl_weight: weight of the KL in the loss, for a learner that warms it up.
         """
         if self.backprop == "full" or not isinstance(self.agents.environment, ProposalsEnvironment):
-            trajectory = rollout(self.agents, start, goals, noise, interrupt=interrupt)
+            trajectory = rollout(self.agents, start, goals, noise, interrupt=interrupt, label=label)
             terms = bound(self.agents, trajectory)
         else:
             training = self.training
             self.eval()  # episodes without dropout: the states the agents will meet
             with torch.no_grad():
-                trajectory = rollout(self.agents, start, goals, noise, interrupt=interrupt)
+                trajectory = rollout(self.agents, start, goals, noise, interrupt=interrupt, label=label)
             self.train(training)
             terms = replay(self.agents, trajectory)
         gc_loss, extra = self.gc_loss(trajectory, terms)

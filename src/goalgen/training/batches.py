@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from goalgen.config import Config
 from goalgen.data import BatchOrder, ImageSet, augment_shift, binarize_images, to_unit
 from goalgen.environments import Environment
 from goalgen.errors import GoalgenError
+from goalgen.learners import spread_steps
 from goalgen.rollout import draw_noise
 from goalgen.starts import FolderStart, Start
 
@@ -28,11 +30,26 @@ class Batch:
     """(H, B, ...)"""
     interrupt: Tensor | None
     """(H, B, 1 + cells), for chain dropout"""
+    label: Tensor | None
+    """(B,) int64, of a model that is conditioned on labels"""
+    steps: Tensor | None
+    """(B,) int64, the step that each example visits, where one is enough"""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``."""
-        interrupt = None if self.interrupt is None else self.interrupt.to(device)
-        return Batch(self.start.to(device), self.goals.to(device), self.noise.to(device), interrupt)
+        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
+        return Batch(**moved)
+
+    def rows(self, keep: slice) -> Batch:
+        """Some of its examples."""
+        return Batch(
+            self.start[keep],
+            self.goals[keep],
+            self.noise[:, keep],
+            None if self.interrupt is None else self.interrupt[:, keep],
+            None if self.label is None else self.label[keep],
+            None if self.steps is None else self.steps[keep],
+        )
 
 
 def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
@@ -66,13 +83,16 @@ class Batches:
         environment: Environment,
         rank: int,
         world: int,
+        marginals: bool = False,
     ) -> None:
+        """``marginals``: the learner visits one step of each episode, and needs noise for that one alone."""
         size = config.training.batch_size
         self.config = config
         self.train = train
         self.binarize = binarize
         self.start = start
         self.environment = environment
+        self.marginals = marginals
         self.episodes = episodes_per_goal(config)
         if size % (world * self.episodes):
             raise GoalgenError(
@@ -97,12 +117,22 @@ class Batches:
         names = [self.names[i] for i in indices.tolist()] if self.names else None
         start = self.start(len(goals), goals=goals, names=names, generator=rng.generator(seed, "start", step))
         goals, start = (x.repeat_interleave(self.episodes, 0) for x in (goals, start))
-        noise = draw_noise(self.environment, len(goals), rng.generator(seed, "actions", step))
+        label = None
+        if self.config.model.condition == "label":
+            assert self.train.labels is not None
+            label = self.train.labels[indices].long().repeat_interleave(self.episodes, 0)
+        count, steps = len(goals), None
+        generator = rng.generator(seed, "actions", step)
+        if self.marginals:
+            space = self.environment.action_space
+            noise = space.noise(count, generator).unsqueeze(0)
+            steps = spread_steps(count, self.environment.horizon, generator)
+        else:
+            noise = draw_noise(self.environment, count, generator)
         interrupt = None
         if settings.chain_dropout > 0:
             cells = self.environment.action_space.shape[0]
             generator = rng.generator(seed, "chain dropout", step)
-            interrupt = torch.rand(self.environment.horizon, len(goals), 1 + cells, generator=generator)
+            interrupt = torch.rand(self.environment.horizon, count, 1 + cells, generator=generator)
             interrupt[:, :, 0] -= settings.chain_dropout
-        keep = self.rows
-        return Batch(start[keep], goals[keep], noise[:, keep], None if interrupt is None else interrupt[:, keep])
+        return Batch(start, goals, noise, interrupt, label, steps).rows(self.rows)

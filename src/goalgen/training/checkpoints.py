@@ -116,8 +116,8 @@ def save_model(
         start_image: the initial state (C, height, width), if it is one image for all.
         extra: facts about the model, JSON values ("step", "validation_bits_per_dim", "label_names", ...).
     """
-    shape = list(agents.environment.state_shape)
-    facts = {"shape": shape, "levels": agents.levels, **extra}
+    shape = list(agents.shape)
+    facts = {"shape": shape, "levels": agents.levels, "num_labels": agents.num_labels, **extra}
 
     def fill(temporary: Path) -> None:
         tensors = dict(agents.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -27,9 +28,10 @@ from goalgen.bound import bits_per_dim, bound
 from goalgen.config import Config, load_config, save_config
 from goalgen.data import ImageSet, Splits, from_unit, load_data, to_bytes, to_unit
 from goalgen.errors import GoalgenError
-from goalgen.learners import Learned, make_learner
+from goalgen.learners import Learned, PathwiseLearner, make_learner, spread_steps
 from goalgen.pictures import columns_for, film_strip, save_gif, save_png, tile
 from goalgen.rollout import draw_noise, rollout, sample_rollout
+from goalgen.size import count_operations, count_parameters
 from goalgen.starts import ImageStart, Start, make_start
 from goalgen.storage import write_atomically
 from goalgen.training.batches import Batches, pairing_names
@@ -41,6 +43,9 @@ from goalgen.training.revival import revive
 
 DEFAULT_SECONDS = 600.0
 """Length of a run for which neither steps nor seconds are given."""
+
+DEFAULT_KL_WARMUP = 500
+"""Steps over which a learner that warms up the KL does so."""
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -81,7 +86,7 @@ def check_config(config: Config) -> None:
     """
     training = config.training
     for name, least in (
-        ("batch_size", 1), ("episodes_per_goal", 1), ("warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
+        ("batch_size", 1), ("episodes_per_goal", 1), ("warmup_steps", 0), ("kl_warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
         ("keep", 1), ("picture_every", 0), ("log_every", 1), ("revive_every", 0),
     ):  # fmt: skip
         value = getattr(training, name)
@@ -99,6 +104,11 @@ def check_config(config: Config) -> None:
             raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
     if not 0 <= training.weight_decay < math.inf:
         raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
+    environment = config.model.environment
+    if training.chain_dropout > 0 and environment != "proposals":
+        raise GoalgenError(f"--chain-dropout is for --environment proposals, not {environment}")
+    if training.kl_warmup_steps and environment != "latent":
+        raise GoalgenError(f"--kl-warmup-steps is for --environment latent, not {environment}")
 
 
 def differences(mine: Any, saved: Any, prefix: str = "") -> list[str]:
@@ -175,15 +185,18 @@ class Trainer:
         self.levels = 2 if data.binarize else data.train.levels
         self.accelerator = self._accelerator()
         self.main = self.accelerator.is_main_process
-        agents = make_agents(config.model, self.shape, self.levels, rng.derive_seed(config.seed, "weights"))
+        num_labels = count_labels(data) if config.model.condition == "label" else 0
+        agents = make_agents(config.model, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
         self.start = make_start(config.model.start, self.shape, mean_image(data.train), config.data)
         self.batches = Batches(
             config, data.train, data.binarize, self.start, agents.environment,
-            self.accelerator.process_index, self.accelerator.num_processes,
+            self.accelerator.process_index, self.accelerator.num_processes, agents.gc_agent.learner == "marginals",
         )  # fmt: skip
         agents.to(self.accelerator.device)
         self.ema = EMA(agents, self.settings.ema)
         learner = make_learner(agents, self.settings.backprop, self.batches.episodes)
+        if isinstance(learner, PathwiseLearner):
+            learner.recompute = config.model.recompute
         optimizer = make_optimizer(agents, self.settings)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # newer torch has another word for it
@@ -226,6 +239,8 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the end, a signal, or a loss that is not finite."""
         self._resume()
+        if not self._silent() and sys.stderr.isatty():
+            print(describe_size(self.agents), file=sys.stderr)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
             self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
@@ -293,7 +308,9 @@ class Trainer:
             group["lr"] = group["peak"] * factor
         torch.manual_seed(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
         self.learner.train()
-        learned: Learned = self.learner(batch.start, batch.goals, batch.noise, batch.interrupt)
+        warmup = DEFAULT_KL_WARMUP if settings.kl_warmup_steps is None else settings.kl_warmup_steps
+        kl_weight = min(1.0, (step + 1) / max(warmup, 1))
+        learned: Learned = self.learner(**vars(batch), kl_weight=kl_weight)
         self.optimizer.zero_grad()
         self.accelerator.backward(learned.loss)
         norm = torch.nn.utils.clip_grad_norm_(self.agents.generative_parameters(), settings.clip_norm)
@@ -395,10 +412,12 @@ class Trainer:
         count = 64
         generator = rng.generator(self.config.seed, "pictures")
         device = self.accelerator.device
+        agents = self.agents
         goals, names = fixed_goals(self.data.validation, self.start, count)
+        label = torch.arange(count, device=device) % agents.num_labels if agents.num_labels else None
         start = self.start(count, goals=goals, names=names, generator=generator).to(device)
         noise = draw_noise(self.agents.environment, count, generator).to(device)
-        states = sample_rollout(self.ema.module, start, noise).states
+        states = sample_rollout(self.ema.module, start, noise, label=label).states
         frames = canvas_bytes(self.ema.module, states)
         folder = self.config.out / "pictures"
         save_png(tile(frames[-1], columns_for(count)), folder / f"samples-{self.progress.step:08d}.png")
@@ -445,6 +464,16 @@ class Trainer:
         return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted)
 
 
+def describe_size(agents: Agents) -> str:
+    """Weights and operations in one line."""
+    weights, operations = count_parameters(agents), count_operations(agents)
+    return (
+        f"{weights['generative'] / 1e6:.2f} million weights for sampling, {weights['gc_agent'] / 1e6:.2f} in the GC-agent; "
+        f"{operations['sample'] / 1e6:.1f} million operations to draw an image, {operations['train'] / 1e6:.1f} to learn from one "
+        "(pass forward)"
+    )
+
+
 def measured(learned: Learned) -> tuple[list[str], Tensor]:
     """What a step says for the log: names, and (values,) means over the batch."""
     terms = learned.bound
@@ -476,17 +505,62 @@ def fixed_goals(images: ImageSet, start: Start, count: int) -> tuple[Tensor | No
     return to_unit(images.images[index], images.levels), None
 
 
+def count_labels(data: Splits) -> int:
+    """Number of classes, for a model that is conditioned on them.
+
+    Raises:
+        GoalgenError: some split has no labels.
+    """
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    largest = 0
+    for name, images in splits.items():
+        if images.labels is None:
+            raise GoalgenError(
+                f"--condition label needs a label for every image, and the {name} images have none; give class folders "
+                "or a parquet file with a label column"
+            )
+        largest = max(largest, int(images.labels.max()))
+    return max(largest + 1, len(data.label_names or ()))
+
+
+SMALLEST_MEASURE = 1024
+"""Examples, at least, of an estimate of the bound that visits one step of each episode; few images are gone through again."""
+
+
 @torch.no_grad()
 def validation_bound(agents: Agents, images: ImageSet, start: Start, seed: int, batch: int = 64) -> float:
-    """Mean J over ``images`` in nats, with the same noise at every call. (Equation 3)"""
+    """Mean J over ``images`` in nats, with the same noise at every call. (Equation 3)
+
+    Where marginals are in closed form it is estimated from one step of each episode, and may differ a little from what
+    :meth:`goalgen.model.Model.nll_bound` says of whole episodes.
+    """
     device, names = agents.device, pairing_names(start, images)
+    marginals = agents.gc_agent.learner == "marginals"
+    learner = make_learner(agents).eval() if marginals else None
+    passes = -(-SMALLEST_MEASURE // len(images)) if marginals else 1
     total = 0.0
-    for first in range(0, len(images), batch):
-        goals = to_unit(images.images[first : first + batch], images.levels)
-        part = list(names[first : first + batch]) if names else None
-        generator = rng.generator(seed, "validation", first)
-        canvas = start(len(goals), goals=goals, names=part, generator=generator).to(device)
-        noise = draw_noise(agents.environment, len(goals), generator).to(device)
-        terms = bound(agents, rollout(agents, canvas, goals.to(device), noise))
-        total += terms.total.sum().item()
-    return total / len(images)
+    for repeat in range(passes):
+        for first in range(0, len(images), batch):
+            goals = to_unit(images.images[first : first + batch], images.levels)
+            part = list(names[first : first + batch]) if names else None
+            generator = rng.generator(seed, "validation", first + repeat * len(images))
+            canvas = start(len(goals), goals=goals, names=part, generator=generator).to(device)
+            label = label_rows(agents, images, slice(first, first + batch))
+            if learner is None:
+                noise = draw_noise(agents.environment, len(goals), generator).to(device)
+                terms = bound(agents, rollout(agents, canvas, goals.to(device), noise, label=label))
+            else:
+                space = agents.environment.action_space
+                noise = space.noise(len(goals), generator).unsqueeze(0).to(device)
+                steps = spread_steps(len(goals), agents.horizon, generator).to(device)
+                terms = learner(canvas, goals.to(device), noise, label=label, steps=steps).bound
+            total += terms.total.sum().item()
+    return total / (passes * len(images))
+
+
+def label_rows(agents: Agents, images: ImageSet, rows: slice) -> Tensor | None:
+    """Labels of some images, on the device of ``agents``; None for agents that are not told labels."""
+    if not agents.num_labels:
+        return None
+    assert images.labels is not None
+    return images.labels[rows].to(agents.device)

@@ -27,7 +27,10 @@ def make_optimizer(agents: Agents, config: TrainingConfig) -> torch.optim.AdamW:
     scales: list[nn.Parameter] = []
     value: list[nn.Parameter] = []
     for name, parameter in agents.gc_agent.named_parameters():
-        if parameter.requires_grad:
+        if agents.gc_agent.pathwise:  # on the same gradient as the S-agent
+            if parameter.requires_grad:
+                (decayed if parameter.ndim > 1 else plain).append(parameter)
+        elif parameter.requires_grad:
             scales_like = "log_sigma" in name or "log_temperature" in name or name == "weight"
             (scales if scales_like else value).append(parameter)
     groups = [

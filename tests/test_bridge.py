@@ -1,0 +1,330 @@
+"""The bridge against diffusers' DDPM scheduler, closed forms and Monte Carlo."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from tiny import tiny_goals
+from torch import Tensor
+from torch.distributions.kl import kl_divergence
+
+from goalgen.agents import Agents, BridgeGCAgent, BridgeSAgent, View, make_agents
+from goalgen.bound import bound
+from goalgen.config import ModelConfig
+from goalgen.environments import BridgeEnvironment, Schedule, even_schedule
+from goalgen.errors import GoalgenError
+from goalgen.learners import make_learner, spread_steps
+from goalgen.rollout import draw_noise, even_path, rollout, sample_rollout
+
+SHAPE = (1, 4, 4)
+
+
+def bridge(gc_agent: str = "fixed", horizon: int = 6, *, seed: int = 0, jitter: float = 0.0, **changes) -> Agents:
+    """Agents of the bridge in double precision; ``jitter`` moves every learned number off its initial value."""
+    config = ModelConfig(
+        environment="bridge", gc_agent=gc_agent, horizon=horizon, width=24, depth=2, head_width=12, **changes
+    )
+    agents = make_agents(config, SHAPE, 5, seed).double()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in agents.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).double() * jitter)
+    return agents
+
+
+def goals_and_start(count: int = 8) -> tuple[Tensor, Tensor]:
+    start = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(5)).double() - 0.5
+    return tiny_goals(count, shape=SHAPE).double(), start
+
+
+def parts(agents: Agents) -> tuple[BridgeEnvironment, BridgeGCAgent, BridgeSAgent]:
+    assert isinstance(agents.environment, BridgeEnvironment)
+    assert isinstance(agents.gc_agent, BridgeGCAgent)
+    assert isinstance(agents.s_agent, BridgeSAgent)
+    return agents.environment, agents.gc_agent, agents.s_agent
+
+
+# Against diffusers
+
+
+def ddpm(steps: int):
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    return schedulers.DDPMScheduler(
+        steps,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        variance_type="fixed_small",
+    )
+
+
+def ddpm_bridge(scheduler, seed: int = 0) -> Agents:
+    """The fixed bridge with the scheduler's signal-to-noise ratios, from a black canvas: its step h is DDPM's T - h."""
+    share = scheduler.alphas_cumprod.double().flip(0)
+    agents = bridge("fixed", len(share), seed=seed, jitter=0.02, learn_snr=False)
+    agents.environment.schedule = Schedule(torch.log(share / (1 - share)), learn=False)
+    return agents
+
+
+def scale(scheduler) -> Tensor:
+    """A canvas here over the same canvas of DDPM: ours ends with the goal at full strength."""
+    return scheduler.alphas_cumprod[0].double().rsqrt()
+
+
+@pytest.mark.parametrize("steps", [5, 50])
+def test_kl_of_every_step_is_the_posterior_kl_of_ddpm(steps):
+    scheduler = ddpm(steps)
+    agents = ddpm_bridge(scheduler)
+    environment, gc_agent, s_agent = parts(agents)
+    goals, _ = goals_and_start()
+    start = torch.zeros_like(goals)
+    generator = torch.Generator().manual_seed(0)
+    for h in range(1, steps):
+        timestep = steps - h
+        noise = torch.randn(goals.shape, generator=generator).double()
+        noisy = scheduler.add_noise(goals, noise, torch.full((len(goals),), timestep))
+        canvas = noisy.double() * scale(scheduler)
+        step = torch.tensor([h])
+        q = gc_agent.step(step, environment, canvas, goals, start, None)
+        state = torch.cat([canvas, start], 1)
+        look = s_agent.look(step, state, None)
+        ours = kl_divergence(q, s_agent.act(step, step + 1, state, look))
+        # DDPM's mean for a prediction of the clean image, its noise taken away again.
+        variance = scheduler._get_variance(timestep).double()
+        means = []
+        for prediction in (goals, look.guess):
+            seeded = torch.Generator().manual_seed(1)
+            after = scheduler.step(prediction, timestep, noisy, generator=seeded).prev_sample.double()
+            drawn = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(1), dtype=prediction.dtype)
+            means.append(after - variance.sqrt() * drawn)
+        theirs = (means[0] - means[1]).square().sum((1, 2, 3)) / (2 * variance)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_noise_gives_the_trajectory_of_ddpm():
+    scheduler = ddpm(40)
+    agents = ddpm_bridge(scheduler)
+    start = torch.zeros(3, *SHAPE).double()
+    noise = draw_noise(agents.environment, 3, torch.Generator().manual_seed(2)).double()
+    samples = sample_rollout(agents, start, noise)
+    canvases = samples.actions  # x_1 .. x_H
+    theirs = canvases[0] / scale(scheduler)
+    for h in range(1, 40):
+        state = torch.cat([theirs * scale(scheduler), start], 1)
+        guess = agents.s_agent(h, state).proposals.guess
+        mean = scheduler.step(guess, 40 - h, theirs, generator=torch.Generator().manual_seed(0)).prev_sample
+        drawn = torch.randn(guess.shape, generator=torch.Generator().manual_seed(0), dtype=guess.dtype)
+        deviation = scheduler._get_variance(40 - h).double().sqrt()
+        theirs = mean + deviation * (noise[h] - drawn)
+        torch.testing.assert_close(canvases[h], theirs * scale(scheduler), rtol=1e-5, atol=1e-5)
+    # DDPM's last step adds no noise: it is the prediction, as the last canvas is read here.
+    read = parts(agents)[2].look(torch.tensor([40]), torch.cat([theirs * scale(scheduler), start], 1), None).guess
+    theirs = scheduler.step(read, 0, theirs).prev_sample
+    torch.testing.assert_close(agents.environment.canvas(samples.states[-1]), theirs, rtol=1e-5, atol=1e-5)
+
+
+# Closed forms
+
+
+def test_kl_telescopes_to_differences_of_the_signal_to_noise_ratio():
+    agents = bridge("fixed", jitter=0.1)
+    goals, start = goals_and_start()
+    noise = draw_noise(agents.environment, len(goals), torch.Generator().manual_seed(3)).double()
+    trajectory = rollout(agents, start, goals, noise, keep_proposals=True)
+    environment, _, _ = parts(agents)
+    snr = torch.cat([torch.zeros(1), environment.schedule.log_snr.exp()])
+    for h in range(agents.horizon):
+        error = (goals - trajectory.decisions[h].proposals.guess).square().sum((1, 2, 3))
+        expected = 0.5 * (snr[h + 1] - snr[h]) * error
+        torch.testing.assert_close(trajectory.kl[h], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("gc_agent", ["fixed", "learned"])
+def test_episodes_have_the_marginals_of_equation_9(gc_agent):
+    agents = bridge(gc_agent, 4, jitter=0.3)
+    environment, agent, _ = parts(agents)
+    goals, start = goals_and_start(1)
+    count = 20_000
+    many, begin = goals.expand(count, -1, -1, -1), start.expand(count, -1, -1, -1)
+    noise = draw_noise(environment, count, torch.Generator().manual_seed(4)).double()
+    with torch.no_grad():
+        canvases = rollout(agents, begin, many, noise).actions  # x_1 .. x_4
+        seen = agent.look(goals, start, None)
+        for h in range(1, 5):
+            mean, std = agent.marginal(torch.tensor([h]), environment, goals, start, seen)
+            error = std / count**0.5
+            assert ((canvases[h - 1].mean(0) - mean).abs() < 5 * error).all()
+            torch.testing.assert_close(canvases[h - 1].std(0), std[0], rtol=0.04, atol=0)
+
+
+def test_the_learned_agent_starts_as_the_fixed_one():
+    goals, start = goals_and_start()
+    fixed, learned = bridge("fixed"), bridge("learned")
+    noise = draw_noise(fixed.environment, len(goals), torch.Generator().manual_seed(6)).double()
+    one, other = (rollout(agents, start, goals, noise) for agents in (fixed, learned))
+    torch.testing.assert_close(one.states, other.states, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.kl, other.kl, rtol=1e-9, atol=1e-9)
+
+
+def test_the_learned_agent_moves_away_from_it():
+    """Every kind of freedom receives a gradient: mean, noise, correlation, and what the S-agent makes of them."""
+    agents = bridge("learned", jitter=0.05)
+    goals, start = goals_and_start()
+    steps = spread_steps(len(goals), agents.horizon, torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *goals.shape, generator=torch.Generator().manual_seed(0)).double()
+    make_learner(agents)(start, goals, noise, steps=steps).loss.backward()
+    for name in (
+        "gc_agent.head.weight",
+        "gc_agent.log_odds",
+        "gc_agent.gain",
+        "s_agent.departure.weight",
+        "s_agent.log_gain",
+    ):
+        assert agents.get_parameter(name).grad.abs().sum() > 0, name
+    assert agents.get_parameter("environment.schedule.first").grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("gc_agent", ["fixed", "learned"])
+def test_one_step_of_each_episode_estimates_the_bound(gc_agent):
+    """The mean of many draws of (h, x_h) agrees with whole episodes, within four standard errors."""
+    agents = bridge(gc_agent, 5, jitter=0.1).eval()
+    goals, start = goals_and_start(1)
+    count = 4_000
+    many, begin = goals.expand(count, -1, -1, -1), start.expand(count, -1, -1, -1)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        noise = draw_noise(agents.environment, count, generator).double()
+        whole = bound(agents, rollout(agents, begin, many, noise))
+        steps = spread_steps(count, 5, generator)
+        noise = torch.randn(1, *many.shape, generator=generator).double()
+        one = make_learner(agents)(begin, many, noise, steps=steps).bound
+    for ours, theirs in ((one.total, whole.total), (one.reconstruction, whole.reconstruction)):
+        error = (ours.var() / count + theirs.var() / count).sqrt()
+        assert (ours.mean() - theirs.mean()).abs() < 4 * error
+    torch.testing.assert_close(one.kl.mean(1), whole.kl.mean(1), rtol=0.15, atol=0.05)
+
+
+@pytest.mark.parametrize(("batch", "horizon"), [(12, 4), (5, 8), (64, 1), (7, 7)])
+def test_steps_are_spread_evenly(batch, horizon):
+    steps = [spread_steps(batch, horizon, torch.Generator().manual_seed(seed)) for seed in range(400)]
+    counts = torch.stack([torch.bincount(s, minlength=horizon) for s in steps])
+    assert counts.min() >= batch // horizon
+    assert counts.max() <= -(-batch // horizon)
+    torch.testing.assert_close(
+        counts.double().mean(0), torch.full((horizon,), batch / horizon).double(), rtol=0.2, atol=0
+    )
+
+
+# The schedule
+
+
+def test_schedule_goes_from_no_goal_to_the_whole_goal():
+    schedule = even_schedule(7, -4.0, 5.0).double()
+    h = torch.arange(8)
+    alpha, sigma = schedule.alpha(h).detach(), schedule.sigma(h).detach()
+    assert alpha[0] == 0
+    assert alpha[-1] == pytest.approx(1)
+    assert (alpha.diff() > 0).all()
+    torch.testing.assert_close(2 * torch.log(alpha[1:] / sigma[1:]), torch.linspace(-4, 5, 7).double())
+
+
+def test_schedule_stays_in_order_whatever_is_learned():
+    schedule = even_schedule(5, -2.0, 4.0)
+    with torch.no_grad():
+        schedule.log_gap.normal_(std=3)
+    assert (schedule.log_snr.diff() > 0).all()
+
+
+@pytest.mark.parametrize("grid", [[0.0, 0.0], [1.0, -1.0], [0.0, float("nan")]])
+def test_schedule_that_does_not_rise_is_refused(grid):
+    with pytest.raises(GoalgenError, match="rise from step to step"):
+        Schedule(torch.tensor(grid))
+
+
+# Fewer steps
+
+
+def test_a_jump_is_the_steps_that_it_replaces():
+    """With the guess held, two steps of the fixed agent have the mean and variance of one step over both."""
+    agents = bridge("fixed", 6)
+    environment, agent, s_agent = parts(agents)
+    goals, start = goals_and_start()
+    canvas = start + torch.randn(start.shape, generator=torch.Generator().manual_seed(8)).double()
+    first = agent.step(torch.tensor([2]), environment, canvas, goals, start, None)
+    second = agent.step(torch.tensor([3]), environment, first.mean, goals, start, None)
+    slope = environment.schedule.correlation(torch.tensor([3]), torch.tensor([4]))[0]
+    slope = slope * environment.schedule.sigma(torch.tensor([4])) / environment.schedule.sigma(torch.tensor([3]))
+    variance = second.variance + slope**2 * first.variance
+    # The S-agent's jump, with its guess taken as the goal.
+    decision = s_agent.skip(2, 4, torch.cat([canvas, start], 1))
+    guess = decision.proposals.guess
+    first = agent.step(torch.tensor([2]), environment, canvas, guess, start, None)
+    second = agent.step(torch.tensor([3]), environment, first.mean, guess, start, None)
+    torch.testing.assert_close(decision.policy.mean, second.mean)
+    torch.testing.assert_close(decision.policy.variance, variance)
+
+
+@pytest.mark.parametrize(("horizon", "count"), [(10, 1), (10, 3), (10, 10), (7, 4)])
+def test_paths_run_from_the_first_step_to_the_last(horizon, count):
+    path = even_path(horizon, count)
+    assert path[0] == 0
+    assert path[-1] == horizon
+    assert len(path) == count + 1
+    assert all(a < b for a, b in pairwise(path))
+
+
+def test_fewer_steps_make_other_images_with_fewer_evaluations():
+    agents = bridge("fixed", 6, jitter=0.1)
+    start = torch.zeros(4, *SHAPE).double()
+    noise = draw_noise(agents.environment, 4, torch.Generator().manual_seed(0)).double()
+    assert len(sample_rollout(agents, start, noise, path=even_path(6, 2)).states) == 3
+    every = sample_rollout(agents, start, noise, path=range(7)).states
+    torch.testing.assert_close(every, sample_rollout(agents, start, noise).states)
+
+
+def test_only_the_fixed_bridge_skips_steps():
+    start = torch.zeros(2, *SHAPE).double()
+    agents = bridge("learned")
+    noise = draw_noise(agents.environment, 2, torch.Generator()).double()
+    with pytest.raises(GoalgenError, match="only the fixed bridge"):
+        sample_rollout(agents, start, noise, path=[0, 6])
+
+
+def test_temperature_narrows_the_policy():
+    agents = bridge("fixed", 3)
+    start = torch.zeros(500, *SHAPE).double()
+    noise = draw_noise(agents.environment, 500, torch.Generator().manual_seed(0)).double()
+    wide, narrow = (sample_rollout(agents, start, noise, t).states[1, :, :1].std() for t in (1.0, 0.25))
+    assert narrow < 0.75 * wide
+
+
+# The start
+
+
+def test_the_start_stays_in_view_and_noise_is_around_it():
+    agents = bridge("fixed", 5)
+    environment, _, _ = parts(agents)
+    goals, start = goals_and_start()
+    noise = draw_noise(environment, len(goals), torch.Generator().manual_seed(1)).double()
+    states = rollout(agents, start, goals, noise).states
+    for state in states:
+        torch.testing.assert_close(environment.start(state), start)
+    torch.testing.assert_close(environment.canvas(states[0]), start)
+    alpha = environment.schedule.alpha(torch.tensor([1])).item()
+    sigma = environment.schedule.sigma(torch.tensor([1])).item()
+    torch.testing.assert_close(environment.canvas(states[1]), start + alpha * (goals - start) + sigma * noise[0])
+
+
+def test_the_policy_of_a_view_is_the_step():
+    agents = bridge("learned", jitter=0.1)
+    environment, agent, _ = parts(agents)
+    goals, start = goals_and_start()
+    canvas = start + 0.1
+    state = torch.cat([canvas, start], 1)
+    decision = agents.s_agent(2, state)
+    q = agent.policy(View(2, state, goals, decision, environment, agents.likelihood))
+    expected = agent.step(torch.tensor([2]), environment, canvas, goals, start, agent.look(goals, start, None))
+    torch.testing.assert_close(q.mean, expected.mean)
+    torch.testing.assert_close(q.stddev, expected.stddev)
