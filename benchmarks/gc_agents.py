@@ -10,9 +10,9 @@ import argparse
 import json
 import sys
 
-from common import RUNS, data_folder, goalgen, public, read, run, write
+from common import RUNS, data_folder, goalgen, public, read, write
 
-PRESETS = {"digits": "digits", "fashion_mnist": "mnist-cpu", "mnist": "mnist-cpu"}
+PRESETS = {"digits": "digits-proposals", "fashion_mnist": "mnist-cpu", "mnist": "mnist-cpu"}
 
 
 def main() -> None:
@@ -40,10 +40,27 @@ def main() -> None:
             processes.append(goalgen(command, threads=1))
         if any(p.wait() for p in processes):
             sys.exit("a training run failed")
-        for (agent, seed), command in zip(batch, commands, strict=True):
-            out = RUNS / name / f"{agent}-{seed}"
+        folders = [RUNS / name / f"{agent}-{seed}" for agent, seed in batch]
+        processes = [
+            goalgen(
+                [
+                    "evaluate",
+                    str(out),
+                    "--json",
+                    str(out / "evaluation.json"),
+                    "--iw-images",
+                    "200",
+                    "--num-test",
+                    "2000",
+                ],
+                threads=1,
+            )
+            for out in folders
+        ]
+        if any(p.wait() for p in processes):
+            sys.exit("an evaluation failed")
+        for (agent, seed), out, command in zip(batch, folders, commands, strict=True):
             file = out / "evaluation.json"
-            run(["evaluate", str(out), "--json", str(file)], threads=2)
             progress = json.loads(sorted((out / "checkpoints").glob("step-*/progress.json"))[-1].read_text())
             row = {"gc_agent": agent, "seed": seed, "steps": progress["step"], "seconds": progress["seconds"]}
             results["rows"].append({**row, **json.loads(file.read_text()), "command": public(command)})
