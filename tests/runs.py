@@ -19,6 +19,7 @@ from goalgen.config import Config, DataConfig, ModelConfig, TrainingConfig
 from goalgen.training.log import read_log
 
 TINY: dict[str, Any] = {
+    "environment": "proposals",
     "limit": 64, "horizon": 3, "num_proposals": 4, "width": 16, "depth": 1, "head_width": 8, "batch_size": 4,
     "warmup_steps": 2, "max_steps": 20, "quiet": True,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from tiny import LEVELS, SHAPE, tiny_agents, tiny_goals, tiny_start
 
 from goalgen import exact
+from goalgen.agents import View
 from goalgen.bound import bits_per_dim, bound, importance_weighted_bound
 from goalgen.environments import ProposalsEnvironment
 from goalgen.learners import make_learner
-from goalgen.rollout import draw_noise, rollout
+from goalgen.rollout import draw_noise, rollout, steps
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +64,26 @@ def test_bound_is_tight_with_the_optimal_gc_agent(seed):
 
 
 def test_gap_is_the_divergence_of_trajectories_with_a_grid_of_choices():
-    """Two cells choose on their own; the bound still lies above the exact sum over joint actions."""
+    """Four cells choose on their own; KL(q(tau | g) || p(tau | g)) is summed over all 256 trajectories. (Equation 7)"""
     agents = double_agents(grid=2, horizon=2, actions=2)
-    nll = -exact.log_likelihood(agents, tiny_start().double(), goals())
-    gap = exact.expected_bound(agents, tiny_start().double(), goals()) - nll
-    assert gap.min() > 0
+    start, told = tiny_start().double(), goals()
+    evidence = exact.log_likelihood(agents, start, told)
+    divergence = torch.zeros(len(told)).double()
+    joint = exact.joint_actions(agents.environment.action_space)
+    for trajectory in itertools.product(joint, repeat=2):
+        state = agents.environment.initial(start)
+        log_q, log_p = torch.zeros(len(told)).double(), torch.zeros(len(told)).double()
+        for h, action in enumerate(trajectory):
+            actions = action.expand(len(told), -1)
+            decision = agents.s_agent(h, state)
+            q = agents.gc_agent.policy(View(h, state, told, decision, agents.environment, agents.likelihood))
+            log_q, log_p = log_q + q.log_prob(actions), log_p + decision.policy.log_prob(actions)
+            state = agents.environment.transition(steps(h, state), state, actions, decision.proposals)
+        posterior = log_p + agents.likelihood.log_prob(told, state) - evidence
+        divergence += log_q.exp() * (log_q - posterior)
+    gap = exact.expected_bound(agents, start, told) + evidence
+    assert gap.min() > 1e-3
+    torch.testing.assert_close(gap, divergence)
 
 
 def test_sampled_bound_agrees_with_the_exact_expectation():

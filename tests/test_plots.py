@@ -31,7 +31,7 @@ from goalgen.training.log import read_log
 
 NAMES = ["curves.png", "kl_by_step.png", "usage.png", "trajectories.png", "neighbours.png"]
 HORIZON, ACTIONS, STEPS = 4, 6, 40
-MODEL = ModelConfig(horizon=HORIZON, num_proposals=ACTIONS, width=16, depth=1, head_width=8)
+MODEL = ModelConfig(environment="proposals", horizon=HORIZON, num_proposals=ACTIONS, width=16, depth=1, head_width=8)
 TRAINING = TrainingConfig(batch_size=8, max_steps=STEPS, log_every=5, eval_every=10, picture_every=0, quiet=True)
 
 

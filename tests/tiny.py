@@ -15,7 +15,7 @@ LEVELS = 5
 def tiny_agents(gc_agent: str = "posterior", *, horizon: int = 3, actions: int = 3, seed: int = 0, **changes) -> Agents:
     """Untrained agents whose proposals, policy and likelihood all depend on the canvas."""
     config = ModelConfig(
-        horizon=horizon, num_proposals=actions, gc_agent=gc_agent, step_size=0.7, width=16, depth=1, head_width=8,
+        environment="proposals", horizon=horizon, num_proposals=actions, gc_agent=gc_agent, step_size=0.7, width=16, depth=1, head_width=8,
         **changes,
     )  # fmt: skip
     agents = make_agents(config, SHAPE, LEVELS, seed, num_labels=3)

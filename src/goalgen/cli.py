@@ -312,7 +312,12 @@ def print_table(numbers: dict[str, Any]) -> None:
     if "active_units_per_step" in numbers:
         used = " ".join(str(n) for n in numbers["active_units_per_step"])
         console.print(f"active units by step, of {numbers['units_per_step']}: {used}", highlight=False)
-    console.print(f"network evaluations for one sample: {numbers['network_evaluations']}", highlight=False)
+    weights, operations = numbers["parameters"], numbers["operations"]
+    console.print(
+        f"for one sample: {numbers['network_evaluations']} network evaluations, {operations['sample'] / 1e6:.1f} million "
+        f"operations; weights: {weights['generative']:,} for sampling, {weights['gc_agent']:,} in the GC-agent",
+        highlight=False,
+    )
     console.print(f"KL by step (nats): {steps}\nfeature space: {features}; start: {numbers['start']}", highlight=False)
 
 

@@ -54,9 +54,9 @@ class DataConfig:
 class ModelConfig:
     """The environment and the two agents."""
 
-    environment: str = "proposals"
-    """World in which images are built: proposals (choose among images to add), latent (a Gaussian latent decides what is
-    added; at --horizon 1 a variational autoencoder) or bridge (the action is the next canvas, through ever less noise)."""
+    environment: str = "latent"
+    """World in which images are built: latent (a Gaussian latent decides what is added; at --horizon 1 a variational
+    autoencoder), proposals (choose among images to add) or bridge (the action is the next canvas, through ever less noise)."""
     horizon: int = 10
     """H, the number of steps of an episode."""
     start: str = "mean"
