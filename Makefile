@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/goalgen demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-all: install
 	$(BIN)/python -m pytest -q -m "slow or not slow"
@@ -28,7 +28,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 format: install
 	$(BIN)/ruff format .
