@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import different, tensors, timeless_log, tiny_config, tiny_options
+from runs import different, tensors, timeless_log, tiny_config, tiny_options, write_images
 from tiny import tiny_agents, tiny_goals, tiny_start
 
 from goalgen import cli, exact
+from goalgen.agents import make_agents
+from goalgen.data import load_data
 from goalgen.errors import GoalgenError
 from goalgen.model import load
 from goalgen.rollout import draw_noise, rollout
+from goalgen.starts import make_start
 from goalgen.training import train
+from goalgen.training.batches import Batches
 from goalgen.training.log import read_log
 from goalgen.training.loop import Trainer
 
@@ -246,8 +250,33 @@ def test_what_makes_no_model_is_refused_in_one_line(case, tmp_path, capsys):
 
 
 def test_labels_must_be_there(tmp_path, capsys):
-    from runs import write_images
-
     data = write_images(tmp_path / "images")
     assert cli.main(["train", *tiny_options(tmp_path / "run", data=data, condition="label")]) == 2
     assert "needs a label for every image" in capsys.readouterr().err
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("family", ["fixed bridge", "latent, label", "proposals, label"])
+def test_processes_share_a_batch_row_by_row(family):
+    """Noise, steps and labels of a process are its rows of the whole batch."""
+    config = tiny_config(
+        Path("unused"), batch_size=8, chain_dropout=0.1 if family == "proposals, label" else 0.0, **FAMILIES[family]
+    )
+    data = load_data(config.data)
+    agents = make_agents(config.model, data.train.shape, data.train.levels, num_labels=10)
+    start = make_start("mean", data.train.shape, torch.zeros(data.train.shape), config.data)
+    marginals = agents.gc_agent.learner == "marginals"
+    whole, *parts = (
+        Batches(config, data.train, False, start, agents.environment, rank, world, marginals)(3)
+        for rank, world in ((0, 1), (0, 2), (1, 2))
+    )
+    for name, expected in vars(whole).items():
+        mine = [getattr(part, name) for part in parts]
+        if expected is None:
+            assert mine == [None, None]
+        else:
+            assert torch.equal(torch.cat(mine, 1 if name in ("noise", "interrupt") else 0), expected), name
+    assert (whole.steps is None) != marginals
+    assert (whole.label is None) == (config.model.condition == "none")
