@@ -69,7 +69,7 @@ def curve() -> str:
         versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
         parts.append(f"""### {title}
 
-{results["seconds"]:.0f} s each on one thread, two runs at a time, {seeds} seeds (mean ± standard deviation), {min(weights):,} to
+{results["seconds"]:.0f} s each on one thread, two runs at a time, {f"{seeds} seeds (mean ± standard deviation)" if seeds > 1 else "one seed"}, {min(weights):,} to
 {max(weights):,} weights with the GC-agent's; {first["num_test"]} test images, {first["num_samples"]} samples; Frechet reference
 {first["frechet_reference"]:.2f}, features: {first["features"]}. Every step is one network evaluation.
 
