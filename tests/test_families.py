@@ -16,6 +16,7 @@ from tiny import tiny_agents, tiny_goals, tiny_start
 
 from goalgen import cli, exact
 from goalgen.agents import make_agents
+from goalgen.config import ModelConfig
 from goalgen.data import load_data
 from goalgen.errors import GoalgenError
 from goalgen.model import load
@@ -223,6 +224,19 @@ def test_a_model_with_labels_asks_for_them(tmp_path):
     plain = load(train(tiny_config(tmp_path / "plain", max_steps=2)).folder)
     with pytest.raises(GoalgenError, match="not conditioned on labels"):
         plain.sample(2, labels=1)
+
+
+# The environment that goes without saying
+
+
+@pytest.mark.parametrize(
+    ("gc_agent", "environment"),
+    [("auto", "latent"), ("encoder", "latent"), ("learned", "bridge"), ("fixed", "bridge"), ("posterior", "proposals"),
+     ("greedy", "proposals"), ("value", "proposals")],
+)  # fmt: skip
+def test_a_gc_agent_brings_its_environment(gc_agent, environment):
+    agents = make_agents(ModelConfig(gc_agent=gc_agent, horizon=2, width=8, head_width=4), (1, 8, 8), 17)
+    assert type(agents.environment).__name__.lower() == f"{environment}environment"
 
 
 # Bad input

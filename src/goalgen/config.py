@@ -54,8 +54,8 @@ class DataConfig:
 class ModelConfig:
     """The environment and the two agents."""
 
-    environment: str = "latent"
-    """World in which images are built: latent (a Gaussian latent decides what is added; at --horizon 1 a variational
+    environment: str = "auto"
+    """World in which images are built; auto: the one that --gc-agent acts in, latent if that is auto too. latent (a Gaussian latent decides what is added; at --horizon 1 a variational
     autoencoder), proposals (choose among images to add) or bridge (the action is the next canvas, through ever less noise)."""
     horizon: int = 10
     """H, the number of steps of an episode."""

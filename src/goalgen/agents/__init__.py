@@ -14,7 +14,7 @@ from goalgen.agents.gc_agent import (
     register_gc_agent,
 )
 from goalgen.agents.latent import EncoderGCAgent, LatentSAgent
-from goalgen.agents.pair import Agents, make_agents
+from goalgen.agents.pair import Agents, environment_of, make_agents
 from goalgen.agents.s_agent import Decision, ProposalsSAgent, SAgent
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "SAgent",
     "ValueGCAgent",
     "View",
+    "environment_of",
     "gc_agent_kinds",
     "make_agents",
     "make_gc_agent",

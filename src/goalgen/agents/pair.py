@@ -109,8 +109,8 @@ def check_model_config(config: ModelConfig) -> None:
         raise GoalgenError(f"--dropout must be at least 0 and below 1, not {config.dropout}")
     if config.step_size is not None and not 0 < config.step_size < math.inf:
         raise GoalgenError(f"--step-size must be above 0 and finite, not {config.step_size}")
-    if config.environment not in FAMILIES:
-        raise GoalgenError(f"no environment is called {config.environment!r}; there are: {', '.join(FAMILIES)}")
+    if config.environment not in ("auto", *FAMILIES):
+        raise GoalgenError(f"no environment is called {config.environment!r}; there are: auto, {', '.join(FAMILIES)}")
 
 
 def network_spec(config: ModelConfig, shape: tuple[int, int, int], num_labels: int) -> NetworkSpec:
@@ -155,6 +155,15 @@ FAMILIES: dict[str, Callable[[ModelConfig, NetworkSpec], tuple[Environment, SAge
 """What ``--environment`` takes, and how its world and S-agent are made."""
 
 
+HOME = {"auto": "latent", "encoder": "latent", "learned": "bridge", "fixed": "bridge"}
+"""The environment of a GC-agent; any other acts among proposals."""
+
+
+def environment_of(config: ModelConfig) -> str:
+    """The name of the environment that a configuration asks for, with ``auto`` resolved."""
+    return HOME.get(config.gc_agent, "proposals") if config.environment == "auto" else config.environment
+
+
 def gc_agent_of(config: ModelConfig, environment: Environment, spec: NetworkSpec) -> GCAgent:
     """The GC-agent that a configuration asks for; ``auto`` is the one that suits its environment.
 
@@ -168,9 +177,8 @@ def gc_agent_of(config: ModelConfig, environment: Environment, spec: NetworkSpec
         return LearnedBridgeGCAgent(environment, spec)
     if isinstance(environment, BridgeEnvironment) and kind == "fixed":
         return FixedBridgeGCAgent(environment, spec)
-    if kind in ("encoder", "learned", "fixed"):
-        home = "latent" if kind == "encoder" else "bridge"
-        raise GoalgenError(f"GC-agent {kind!r} needs --environment {home}, not {config.environment}")
+    if kind in HOME and kind != "auto":
+        raise GoalgenError(f"GC-agent {kind!r} needs --environment {HOME[kind]}, not {config.environment}")
     return make_gc_agent("posterior" if kind == "auto" else kind, environment, spec.shape)
 
 
@@ -197,7 +205,7 @@ def make_agents(
     spec = network_spec(config, shape, num_labels if config.condition == "label" else 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        environment, s_agent = FAMILIES[config.environment](config, spec)
+        environment, s_agent = FAMILIES[environment_of(config)](config, spec)
         likelihood = Likelihood(shape, levels)
         gc_agent = gc_agent_of(config, environment, spec)
         return Agents(environment, s_agent, gc_agent, likelihood, levels, spec.num_labels)

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from goalgen import rng
-from goalgen.agents import Agents, make_agents
+from goalgen.agents import Agents, environment_of, make_agents
 from goalgen.bound import bits_per_dim, bound
 from goalgen.config import Config, load_config, save_config
 from goalgen.data import ImageSet, Splits, from_unit, load_data, to_bytes, to_unit
@@ -104,7 +104,7 @@ def check_config(config: Config) -> None:
             raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
     if not 0 <= training.weight_decay < math.inf:
         raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
-    environment = config.model.environment
+    environment = environment_of(config.model)
     if training.chain_dropout > 0 and environment != "proposals":
         raise GoalgenError(f"--chain-dropout is for --environment proposals, not {environment}")
     if training.kl_warmup_steps and environment != "latent":
