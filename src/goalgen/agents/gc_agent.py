@@ -90,7 +90,9 @@ class LookaheadGCAgent(GCAgent):
     def __init__(self, environment: Environment, shape: tuple[int, int, int]) -> None:
         super().__init__(environment, shape)
         if not isinstance(environment, ChoiceEnvironment):
-            raise GoalgenError(f"GC-agent {type(self).__name__} needs an environment with few actions to look through: --environment proposals")
+            raise GoalgenError(
+                f"GC-agent {type(self).__name__} needs an environment with few actions to look through: --environment proposals"
+            )
         self.potential = Potential(environment.horizon, shape)
 
     def potentials(self, view: View) -> tuple[Tensor, Tensor]:
