@@ -17,7 +17,7 @@ LAYERS: list[tuple[str, str]] = [
     ("rng", "rng"),
     ("storage", "storage"),
     ("pictures", "pictures"),
-    ("metrics", "metrics metrics.features metrics.statistics"),
+    ("metrics", "metrics metrics.features metrics.quality metrics.statistics"),
     ("config", "config"),
     ("data", "data data.batches data.images data.sources"),
     ("start", "starts"),

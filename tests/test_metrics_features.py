@@ -6,6 +6,8 @@ import importlib.util
 import io
 import sys
 import types
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from sklearn.decomposition import PCA
 
 from goalgen.errors import GoalgenError
 from goalgen.metrics import features as features_module
-from goalgen.metrics import sample_quality
+from goalgen.metrics import quality, sample_quality
 from goalgen.metrics.features import (
     ClassifierFeatures,
     InceptionFeatures,
@@ -373,3 +375,63 @@ def test_quality_refuses_too_few_or_other_images(tiny: Split, tmp_path: Path) ->
         sample_quality(images[:5], images, images, 256, features)
     with pytest.raises(GoalgenError, match="held-out images are"):
         sample_quality(images, images, images[..., :4], 256, features)
+
+
+def test_the_second_measurement_computes_only_what_is_new(tiny: Split, tmp_path: Path) -> None:
+    train, _ = tiny
+    held_out = torch.randint(0, 256, (30, 1, 4, 5), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+    class Counting(PixelFeatures):
+        seen = 0
+
+        def __call__(self, images: torch.Tensor, levels: int) -> torch.Tensor:
+            Counting.seen += len(images)
+            return super().__call__(images, levels)
+
+    features = Counting(train, 256, cache=tmp_path)
+
+    def measure(samples: torch.Tensor) -> dict[str, float | str | int]:
+        return sample_quality(samples, train, held_out, 256, features, train_fingerprint="train", cache=tmp_path)
+
+    first = measure(train[:30])
+    assert {p.name.split("-")[0] for p in tmp_path.iterdir()} == {"pixel", "reference", "neighbours", "held"}
+    before = Counting.seen
+    assert measure(train[:30]) == first
+    assert Counting.seen - before == 30 + 1  # the samples, and one image that tells the number of features
+    fresh = sample_quality(train[:30], train, held_out, 256, features)
+    assert first == fresh  # what the cache holds is what is computed without it
+    held_out[0] += 1
+    assert measure(train[:30])["frechet_reference"] != first["frechet_reference"]
+
+
+def test_batches_are_measured_and_let_go(tiny: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, _ = tiny
+    features = PixelFeatures(train, 256, cache=tmp_path)
+    samples = torch.randint(0, 256, (60, 1, 4, 5), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    whole = sample_quality(samples, train, train, 256, features)
+    ordered = quality.choose(samples, 60)
+    batched = sample_quality(ordered.split(7), train, train, 256, features, num_samples=60)
+    assert batched == pytest.approx(whole)
+
+    monkeypatch.setattr(quality, "MANIFOLD_ROWS", 20)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def batches() -> Iterator[torch.Tensor]:
+        nonlocal most
+        for part in train.split(10):
+            batch = part.clone()
+            alive.append(weakref.ref(batch))
+            yield batch
+            del batch
+            most = max(most, sum(ref() is not None for ref in alive))
+
+    sample_quality(batches(), train, train, 256, features, num_samples=len(train))
+    assert len(alive) == 8
+    assert most <= 3  # the 20 rows that neighbours are looked for among, and the batch in hand
+
+
+def test_batches_need_their_number(tiny: Split, tmp_path: Path) -> None:
+    train, _ = tiny
+    with pytest.raises(GoalgenError, match="num_samples"):
+        sample_quality(iter([train]), train, train, 256, PixelFeatures(train, 256, cache=tmp_path))

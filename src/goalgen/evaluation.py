@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from goalgen.data import Splits, binarize_images
+from goalgen.data import ImageSet, Splits, binarize_images
 from goalgen.environments import LatentEnvironment
 from goalgen.errors import GoalgenError
 from goalgen.learners import active_units
@@ -18,6 +18,7 @@ from goalgen.metrics import make_features, sample_quality
 from goalgen.model import Model
 from goalgen.rng import generator
 from goalgen.size import count_operations, count_parameters
+from goalgen.starts import Start
 from goalgen.training.batches import pairing_names
 
 MEANING = {
@@ -61,7 +62,8 @@ def evaluate(
     """Measure ``model`` against the held-out images of ``data``.
 
     Args:
-        num_samples: samples to draw; unset: as many as there are test images, at most 10,000.
+        num_samples: samples to draw; unset: 10,000; never more than there are test images, as a metric and its
+            reference must be of equally many.
         num_test: measure on the first so many test images; unset: all.
         seed: of the samples and of the GC-agent's noise.
         iw_k: trajectories an image in the tighter bound.
@@ -107,20 +109,16 @@ def evaluate(
     tighter = model.iw_bound(
         part, iw_k, seed, start=start, names=names and names[first], labels=None if labels is None else labels[first]
     )
-    count = num_samples or min(len(test), 10_000)
-    index = torch.arange(count) % len(test)
-    goals = test[index] if begin.needs_goal else None
-    partners = None if names is None else [names[i] for i in index.tolist()]
-    classes = None if labels is None else labels[index]
-    samples = model.sample(
-        count, seed, start=start, goals=goals, names=partners, labels=classes, temperature=temperature, steps=steps
-    )
+    count = min(num_samples or 10_000, len(test))
+    drawn = SampleStream(model, data.test, begin, names, labels, seed, start, temperature, steps)
     train = data.train.images
     if data.binarize:
         train = binarize_images(train, data.train.levels, generator(0, "binarised training images"))
     fingerprint = data.train.fingerprint() + ("-binary" if data.binarize else "")
     extractor = make_features(features, train, data.train.labels, model.levels, data=data.name, fingerprint=fingerprint)
-    quality = sample_quality(samples.levels, train, test, model.levels, extractor, train_fingerprint=fingerprint)
+    quality = sample_quality(
+        drawn.batches(count), train, test, model.levels, extractor, train_fingerprint=fingerprint, num_samples=count
+    )
     total = terms.total.double()
     return {
         "bits_per_dim": float(model.bits_per_dim(total.mean())),
@@ -138,13 +136,52 @@ def evaluate(
         **latent_use(model, test[:UNITS_IMAGES], seed, start, names, labels),
         "parameters": count_parameters(model.agents),
         "operations": count_operations(model.agents),
-        "network_evaluations": samples.network_evaluations,
+        "network_evaluations": drawn.network_evaluations,
         "temperature": temperature,
-        "start": samples.start,
+        "start": drawn.start_name,
         "weights": model.weights,
         "step": model.facts.get("step"),
         "data": data.name,
     }
+
+
+SAMPLE_BATCH = 256
+"""Samples drawn at once, measured and let go: memory does not grow with their number."""
+
+
+@dataclass
+class SampleStream:
+    """Samples of a model in batches, told about test images whatever its initial state or labels need."""
+
+    model: Model
+    test: ImageSet
+    begin: Start
+    names: Sequence[str] | None
+    labels: Tensor | None
+    seed: int
+    start: str | None
+    temperature: float
+    steps: int | None
+    network_evaluations: int = 0
+    start_name: str = ""
+
+    def batches(self, count: int) -> Iterator[Tensor]:
+        """``count`` (at most the number of test images) samples in grey levels of the data, (B, C, height, width) uint8."""
+        for first in range(0, count, SAMPLE_BATCH):
+            part = slice(first, min(first + SAMPLE_BATCH, count))
+            sampled = self.model.sample(
+                part.stop - first,
+                self.seed,
+                start=self.start,
+                goals=self.test.images[part] if self.begin.needs_goal else None,
+                names=None if self.names is None else self.names[part],
+                labels=None if self.labels is None else self.labels[part],
+                temperature=self.temperature,
+                steps=self.steps,
+                first=first,
+            )
+            self.network_evaluations, self.start_name = sampled.network_evaluations, sampled.start
+            yield sampled.levels
 
 
 UNITS_IMAGES = 256

@@ -110,7 +110,7 @@ class ClassifierFeatures:
         fingerprint = fingerprint or fingerprint_images(images, labels)
         self.name = f"classifier-{DIMENSION} (goalgen, {data})"
         parts = (CLASSIFIER_VERSION, seed, levels, len(images), self._shape, self.classes.tolist(), fingerprint)
-        self.key = _key("classifier", *parts)
+        self.key = cache_key("classifier", *parts)
 
         def train() -> dict[str, Tensor]:
             log.info("training the feature classifier on %d images, once for this data set", len(images))
@@ -177,7 +177,7 @@ class PixelFeatures:
         count = min(DIMENSION, pixels)
         self.name = f"pixel-pca-{count} (goalgen, {data})"
         fingerprint = fingerprint or fingerprint_images(images)
-        self.key = _key("pixel-pca", COMPONENTS_VERSION, levels, len(images), self._shape, fingerprint)
+        self.key = cache_key("pixel-pca", COMPONENTS_VERSION, levels, len(images), self._shape, fingerprint)
         like = {"mean": torch.empty(pixels), "components": torch.empty(pixels, count)}
         state = load_or_make("pixel-pca", self.key, like, lambda: _principal_components(images, levels, count), cache)
         self._mean, self._components = state["mean"], state["components"]
@@ -231,7 +231,7 @@ class InceptionFeatures:
         self._device = torch.device(device)
         self._network = network.to(self._device)
         self.name = f"inception-2048 (weights {Path(path).name})" if path else "inception-2048 (torch-fidelity)"
-        self.key = _key("inception", _digest(state).numpy().tobytes().hex())
+        self.key = cache_key("inception", _digest(state).numpy().tobytes().hex())
 
     def __call__(self, images: Tensor, levels: int) -> Tensor:
         """Return features (N, 2048) float32 of uint8 images (N, 1 or 3, height, width) of any size.
@@ -312,7 +312,7 @@ def reference_statistics(
     """
     _check_images(images, levels)
     fingerprint = fingerprint or fingerprint_images(images)
-    key = _key("reference", features.key, levels, tuple(images.shape), fingerprint)
+    key = cache_key("reference", features.key, levels, tuple(images.shape), fingerprint)
     like = {"features": torch.empty(len(images), features(images[:1], levels).shape[1])}
     return load_or_make("reference", key, like, lambda: {"features": features(images, levels)}, cache)["features"]
 
@@ -394,7 +394,8 @@ def _write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def _key(*parts: object) -> str:
+def cache_key(*parts: object) -> str:
+    """Return a hash of what cached tensors depend on: numbers, strings and tuples of them."""
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

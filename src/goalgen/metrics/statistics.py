@@ -160,20 +160,34 @@ def _factor(covariance: Tensor) -> Tensor:
     return vectors[:, keep] * values[keep].sqrt()
 
 
-def kernel_distance(a: Matrix, b: Matrix) -> float:
+def kernel_mean(rows: Matrix) -> float:
+    """Return the mean of the kernel (x.y / D + 1)^3 over all pairs of different rows of a matrix (N, D).
+
+    Raises:
+        GoalgenError: not a matrix, fewer than two rows, or not finite.
+    """
+    x = _rows(rows, "features")
+    _at_least(2, x, "features")
+    x = _float64(x, "features")
+    return _kernel_sum(x, x, skip_diagonal=True) / (len(x) * (len(x) - 1))
+
+
+def kernel_distance(a: Matrix, b: Matrix, b_mean: float | None = None) -> float:
     """Return the unbiased squared MMD between ``a`` (N, D) and ``b`` (M, D) with the kernel (x.y / D + 1)^3.
 
     Binkowski et al., "Demystifying MMD GANs", 2018 (KID, where the features are Inception's), over all
     pairs rather than a mean over random subsets. Its expectation does not depend on N and M, and it may
     be slightly negative for equal distributions.
 
+    Args:
+        b_mean: :func:`kernel_mean` of ``b``, where it is known already.
+
     Raises:
         GoalgenError: not matrices of the same D, fewer than two rows, or not finite.
     """
     x, y = _pair(a, b, ("first features", "second features"), least=2)
-    n, m = len(x), len(y)
-    within = _kernel_sum(x, x, skip_diagonal=True) / (n * (n - 1)) + _kernel_sum(y, y, True) / (m * (m - 1))
-    return within - 2 * _kernel_sum(x, y) / (n * m)
+    within = kernel_mean(x) + (kernel_mean(y) if b_mean is None else b_mean)
+    return within - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
 def _kernel_sum(x: Tensor, y: Tensor, skip_diagonal: bool = False) -> float:
@@ -188,34 +202,50 @@ def _kernel_sum(x: Tensor, y: Tensor, skip_diagonal: bool = False) -> float:
     return float(total)
 
 
-def precision_recall(real: Matrix, fake: Matrix, k: int = 3) -> PrecisionRecall:
+def squared_radii(rows: Matrix, k: int) -> Tensor:
+    """Return the squared distance of each row of a matrix (N, D) to its k-th nearest other row, (N,) float64.
+
+    Raises:
+        GoalgenError: not a matrix, fewer than k+1 rows, not finite, or k < 1.
+    """
+    x, _ = _manifolds(rows, rows, k)
+    return _squared_radii(x, k)
+
+
+def precision_recall(real: Matrix, fake: Matrix, k: int = 3, real_radii: Tensor | None = None) -> PrecisionRecall:
     """Return improved precision and recall of ``fake`` (M, D) with respect to ``real`` (N, D).
 
     Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019:
     precision is the share of fakes inside a ball around some real image that reaches to its k-th nearest
     real neighbour; recall is the same with the roles exchanged. Balls are closed.
 
+    Args:
+        real_radii: :func:`squared_radii` of ``real``, where they are known already.
+
     Raises:
         GoalgenError: not matrices of the same D, fewer than k+1 rows, not finite, or k < 1.
     """
     x, y = _manifolds(real, fake, k)
-    precision = _covering_counts(y, x, _squared_radii(x, k)) > 0
+    precision = _covering_counts(y, x, _squared_radii(x, k) if real_radii is None else real_radii) > 0
     recall = _covering_counts(x, y, _squared_radii(y, k)) > 0
     return PrecisionRecall(float(precision.double().mean()), float(recall.double().mean()))
 
 
-def density_coverage(real: Matrix, fake: Matrix, k: int = 5) -> DensityCoverage:
+def density_coverage(real: Matrix, fake: Matrix, k: int = 5, real_radii: Tensor | None = None) -> DensityCoverage:
     """Return density and coverage of ``fake`` (M, D) with respect to ``real`` (N, D).
 
     Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020: density is the
     mean number of real balls (reaching to the k-th nearest real neighbour) that hold a fake, over k;
     coverage is the share of real balls that hold at least one fake. Balls are closed.
 
+    Args:
+        real_radii: :func:`squared_radii` of ``real``, where they are known already.
+
     Raises:
         GoalgenError: not matrices of the same D, fewer than k+1 rows, not finite, or k < 1.
     """
     x, y = _manifolds(real, fake, k)
-    radii = _squared_radii(x, k)
+    radii = _squared_radii(x, k) if real_radii is None else real_radii
     density = _covering_counts(y, x, radii).double().mean() / k
     covered = torch.cat([_inside(x[rows], y, radii[rows, None]).any(1) for rows in _row_chunks(len(x), len(y))])
     return DensityCoverage(float(density), float(covered.double().mean()))
