@@ -1,18 +1,21 @@
 # make demo   train on the digits for two minutes, sample, evaluate
 # make test   the tests
-# Both install everything into .venv first, against the versions in constraints.txt.
+# make benchmark   goalgen beside its peers, in under an hour; rewrites docs/benchmarks.md
+# All install everything into .venv first, against the versions in constraints.txt. (torchcfm comes without its dependencies: they
+# hold torchvision, which is not there for every machine, and it needs none but POT.)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-all check format clean
+.PHONY: install demo test test-all benchmark check format clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps torchcfm
 	touch $@
 
 demo: install
@@ -23,6 +26,9 @@ test: install
 
 test-all: install
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+benchmark: install
+	$(BIN)/python benchmarks/run.py
 
 check: install
 	$(BIN)/ruff check .

@@ -40,9 +40,10 @@ SETUPS = {
         "shape": (1, 28, 28), "levels": 256, "weights": 3_000_000,
         "model": {"depth": 4},
         "training": ["--batch-size", "64", "--learning-rate", "2e-3", "--eval-every", "200", "--limit", "20000"],
-        "evaluate": ["--num-test", "2000", "--iw-images", "50"],
+        "evaluate": ["--num-test", "2000", "--iw-images", "2", "--iw-k", "2"],
     },
 }  # fmt: skip
+SETUPS["mnist"] = SETUPS["fashion_mnist"]
 
 
 @cache

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import read
+from report_peers import compare, draw_comparison, likelihood, speed, zoo
 from report_steps import NAMES, cost, curve, draw_curves, large, table
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +184,20 @@ images (nats an image, lower is tighter). The importance-weighted bounds show ho
 
 
 def page() -> str:
-    sections = [s for s in (demo(), curve(), fashion(), gc_agents(), value_gap(), cost(), large()) if s]
+    sections = [
+        demo(),
+        compare(),
+        curve(),
+        fashion(),
+        zoo(),
+        likelihood(),
+        speed(),
+        gc_agents(),
+        value_gap(),
+        cost(),
+        large(),
+    ]
+    sections = [s for s in sections if s]
     intro = """# Benchmarks
 
 Written by `benchmarks/report.py` from the files in `benchmarks/results`; see `benchmarks/README.md` for the scripts.
@@ -225,6 +239,7 @@ def main() -> None:
             path.write_text(text, encoding="utf-8")
     if not check:
         draw_curves()
+        draw_comparison()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from typing import Any
 from common import read
 
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
-NAMES = {"digits": "Digits (8x8, 17 grey levels)", "fashion_mnist": "Fashion-MNIST (28x28, 256 grey levels)"}
+NAMES = {
+    "digits": "Digits (8x8, 17 grey levels)", "mnist": "MNIST (28x28, 256 grey levels)",
+    "fashion_mnist": "Fashion-MNIST (28x28, 256 grey levels)",
+}  # fmt: skip
 FAMILIES = ["fixed bridge", "learned bridge", "latent", "proposals"]
 COLOURS = {"fixed bridge": "#777777", "learned bridge": "#0072B2", "latent": "#D55E00", "proposals": "#E69F00"}
 TARGETS = {
@@ -47,6 +50,27 @@ def against_fixed(rows: Rows, horizon: int, key: str) -> str:
     return f"{learned[best] / statistics.mean(fixed):.2f} ({best})"
 
 
+def share(rows: Rows, horizon: int, key: str) -> float:
+    """The best learned GC-agent's mean over the fixed one's."""
+    fixed = statistics.mean(of(rows, "fixed bridge", horizon, key))
+    return min(statistics.mean(v) for f in FAMILIES[1:] if (v := of(rows, f, horizon, key))) / fixed
+
+
+def verdict(rows: Rows, horizons: list[int]) -> str:
+    """Where the target is missed, first."""
+    missed, met = [], []
+    for h in horizons:
+        for key, label, most in (
+            ("bits_per_dim", "bits/dim", 0.9 if h <= 4 else 1.0),
+            ("frechet_distance", "Frechet", 0.5 if h <= 4 else None),
+        ):
+            if most is not None:
+                value = share(rows, h, key)
+                (met if value <= most else missed).append(f"H = {h} {label} {value:.2f} (at most {most})")
+    parts = [f"**Missed**: {'; '.join(missed)}." if missed else "", f"Met: {'; '.join(met)}." if met else ""]
+    return "Target, as a share of the fixed bridge's:\n\n" + "\n\n".join(p for p in parts if p)
+
+
 def curve() -> str:
     parts = []
     for data, title in NAMES.items():
@@ -74,6 +98,8 @@ def curve() -> str:
 {first["frechet_reference"]:.2f}, features: {first["features"]}. Every step is one network evaluation.
 
 ![bits/dim and Frechet distance against the number of steps](pictures/curve-{data}.png)
+
+{verdict(rows, horizons)}
 
 {chr(10).join(t + chr(10) for t in tables)}
 Machine: {about["processor"]}, Python {about["python"]}, {versions}. Script: `benchmarks/curve.py {data} --seconds {results["seconds"]:.0f}`.

@@ -26,6 +26,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read nor fill the cache of whoever runs them."""
+    monkeypatch.setenv("GOALGEN_CACHE", str(tmp_path_factory.getbasetemp() / "own-cache"))
+
+
 @pytest.fixture
 def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Evaluate with the cache that the tests share."""

@@ -16,10 +16,12 @@ LAYERS: list[tuple[str, str]] = [
     ("errors", "errors"),
     ("rng", "rng"),
     ("storage", "storage"),
+    ("cache", "cache"),
+    ("zoo", "zoo"),
     ("pictures", "pictures"),
     ("metrics", "metrics metrics.features metrics.quality metrics.statistics"),
     ("config", "config"),
-    ("data", "data data.batches data.images data.sources"),
+    ("data", "data data.batches data.decoded data.images data.sets data.sources"),
     ("start", "starts"),
     ("likelihood", "likelihoods"),
     (
@@ -57,7 +59,8 @@ ONLY = {
     "rng": set(),
     "storage": {"errors"},
     "pictures": {"errors", "storage"},
-    "metrics": {"errors", "rng", "storage"},
+    "cache": set(),
+    "metrics": {"errors", "rng", "storage", "cache"},
 }
 """Layers that may import less than everything before them: utilities which know nothing of goalgen's own ideas."""
 

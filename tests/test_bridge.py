@@ -328,3 +328,34 @@ def test_the_policy_of_a_view_is_the_step():
     expected = agent.step(torch.tensor([2]), environment, canvas, goals, start, agent.look(goals, start, None))
     torch.testing.assert_close(q.mean, expected.mean)
     torch.testing.assert_close(q.stddev, expected.stddev)
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_the_fixed_agent_learns_by_the_squared_error_that_its_divergence_is(horizon):
+    agents = bridge("fixed", horizon, jitter=0.1)
+    goals, start = goals_and_start(24)
+    noise = torch.randn(1, 24, *SHAPE, generator=torch.Generator().manual_seed(6)).double()
+    steps = torch.arange(24) % horizon
+    _, gc_agent, _ = parts(agents)
+    found = []
+    for short in (True, False):
+        agents.zero_grad()
+        gc_agent.follows_schedule = short  # without it: KL of the two policies, as of any agent
+        learned = make_learner(agents)(start, goals, noise, steps=steps)
+        learned.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in agents.named_parameters() if p.grad is not None}
+        found.append((learned.loss, learned.bound.kl, gradients))
+    torch.testing.assert_close(*(loss for loss, _, _ in found), rtol=1e-9, atol=0)
+    torch.testing.assert_close(*(kl for _, kl, _ in found), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*(gradients for _, _, gradients in found), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("gc_agent", ["fixed", "learned"])
+def test_a_batch_in_which_nobody_is_at_the_last_step(gc_agent):
+    agents = bridge(gc_agent, 6, jitter=0.1)
+    goals, start = goals_and_start(3)
+    noise = torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(6)).double()
+    learned = make_learner(agents)(start, goals, noise, steps=torch.tensor([0, 2, 4]))
+    learned.loss.backward()
+    assert torch.isfinite(learned.loss)
+    assert learned.bound.reconstruction.tolist() == [0.0, 0.0, 0.0]

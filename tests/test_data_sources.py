@@ -298,6 +298,75 @@ def write(path: Path, levels: list[int], names: list[str] | None = None, column:
     pq.write_table(table.replace_schema_metadata({"huggingface": info}), path, row_group_size=3)
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of the images that are decoded, with an empty cache."""
+    monkeypatch.setenv("GOALGEN_CACHE", str(tmp_path / "cache"))
+    seen: list[str] = []
+    decode = sources.decode_image
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["name"])
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(sources, "decode_image", counting)
+    return seen
+
+
+def test_parquet_files_are_decoded_once(tmp_path: Path, counted: list[str]) -> None:
+    folder = tmp_path / "data"
+    write(folder / "train.parquet", [0, 1, 2, 3], ["even", "odd"], label=[0, 1, 0, 1])
+    write(folder / "test.parquet", [6], ["even", "odd"], label=[0])
+    first = load(folder)
+    assert len(counted) == 5
+    again = load(folder)
+    assert len(counted) == 5
+    for role in ("train", "validation", "test"):
+        a, b = getattr(first, role), getattr(again, role)
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+        assert (a.levels, a.names) == (b.levels, b.names)
+    assert (first.label_names, first.name, first.binarize) == (again.label_names, again.name, again.binarize)
+
+    assert load(folder, image_size=(4, 4)).train.shape[1:] == (4, 4)  # another setting, other images
+    assert len(counted) == 10
+    assert load(folder, binarize=True).test.levels == 2
+    assert len(counted) == 15
+    assert load(folder, binarize=True).binarize
+    assert len(counted) == 15
+    write(folder / "test.parquet", [7], ["even", "odd"], label=[1])  # other content, the same names and number
+    assert load(folder).test.labels.tolist() == [1]
+    assert len(counted) == 20
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, counted: list[str]) -> None:
+    write(tmp_path / "data" / "train.parquet", [0, 1, 2, 3])
+    first = load(tmp_path / "data")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert torch.equal(load(tmp_path / "data").train.images, first.train.images)
+    assert len(counted) == 8
+    load(tmp_path / "data")
+    assert len(counted) == 8
+
+
+def test_what_the_hash_does_not_cover_is_not_cached(tmp_path: Path, counted: list[str]) -> None:
+    save(tmp_path / "paths" / "pictures" / "0.png", 0)
+    for i in range(4):
+        save(tmp_path / "paths" / "pictures" / f"{i}.png", i)
+    pq.write_table(pa.table({"image": [f"pictures/{i}.png" for i in range(4)]}), tmp_path / "paths" / "a.parquet")
+    images = [{"bytes": png(v), "path": None} for v in range(5)] + [{"bytes": b"broken", "path": None}]
+    (tmp_path / "broken").mkdir()
+    pq.write_table(pa.table({"image": images}), tmp_path / "broken" / "a.parquet")
+    for _ in range(2):
+        load(tmp_path / "paths")
+        with pytest.warns(UserWarning, match="skipped 1 unreadable"):
+            load(tmp_path / "broken")
+    assert not (tmp_path / "cache").exists()
+    assert len(counted) == 2 * (4 + 5)
+
+
 def test_parquet_folder(tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-0.parquet", [0, 1, 2, 3], ["even", "odd"], label=[0, 1, 0, 1])
     write(tmp_path / "data" / "train-1.parquet", [4, 5], ["even", "odd"], label=[0, 1])

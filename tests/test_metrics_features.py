@@ -18,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
+from goalgen.cache import cache_folder, load_or_make
 from goalgen.errors import GoalgenError
 from goalgen.metrics import features as features_module
 from goalgen.metrics import quality, sample_quality
@@ -25,8 +26,6 @@ from goalgen.metrics.features import (
     ClassifierFeatures,
     InceptionFeatures,
     PixelFeatures,
-    cache_folder,
-    load_or_make,
     make_features,
     reference_statistics,
 )

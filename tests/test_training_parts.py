@@ -8,8 +8,10 @@ import pytest
 import torch
 from tiny import tiny_agents, tiny_goals, tiny_start
 
-from goalgen.config import TrainingConfig
+from goalgen.agents import make_agents
+from goalgen.config import ModelConfig, TrainingConfig
 from goalgen.rng import generator
+from goalgen.training import loop
 from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log, read_log
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
@@ -197,3 +199,34 @@ def test_nothing_is_revived_where_all_are_chosen(worn):
     before = {name: value.clone() for name, value in agents.state_dict().items()}
     assert revive(*worn, generator(0, "test"), 0.5) == 0
     torch.testing.assert_close(dict(agents.state_dict()), before, rtol=0, atol=0)
+
+
+# Precision and the warm-up of the KL
+
+
+def sized_agents(width: int, **changes):
+    return make_agents(ModelConfig(horizon=2, width=width, depth=2, head_width=8, **changes), (1, 8, 8), 17)
+
+
+def test_precision_is_chosen_by_device_size_and_family(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: True)
+    small, large = sized_agents(16), sized_agents(512)
+    assert loop.choose_precision("auto", small) == "no"
+    assert loop.choose_precision("auto", large) == "bf16"
+    assert loop.choose_precision("auto", sized_agents(512, environment="proposals")) == "no"
+    assert loop.choose_precision("bf16", small) == "bf16"
+    assert loop.choose_precision("no", large) == "no"
+    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: False)
+    assert loop.choose_precision("auto", large) == "no"
+
+
+def test_the_kl_is_warmed_up_over_steps_or_a_share_of_a_short_run():
+    settings = TrainingConfig()
+    assert loop.kl_weight(settings, 0, 0.0) == pytest.approx(1 / 500)
+    assert loop.kl_weight(settings, 249, 0.01) == pytest.approx(0.5)
+    assert loop.kl_weight(settings, 10, 0.2) == pytest.approx(0.5)  # two fifths of a run of few steps
+    assert loop.kl_weight(settings, 10, 0.4) == loop.kl_weight(settings, 10, 1.0) == 1.0
+    asked = TrainingConfig(kl_warmup_steps=10)
+    assert loop.kl_weight(asked, 4, 0.9) == pytest.approx(0.5)
+    assert loop.kl_weight(TrainingConfig(kl_warmup_steps=0), 0, 0.0) == 1.0

@@ -30,7 +30,7 @@ USAGE = """goalgen: generative models learned with goal-conditioned reinforcemen
   goalgen evaluate DIR                     bound, quality, diversity, each beside its held-out reference
   goalgen plot DIR                         learning curves, KL by step, action usage, neighbours
 
-`goalgen COMMAND --help` lists the options. DIR is the folder of a run, a saved model, or a hub name."""
+`goalgen COMMAND --help` lists the options. DIR is the folder of a run, a saved model, zoo:digits, or a hub name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SampleOptions:
     """Draw new images with the S-agent alone."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a run or of a saved model, or a hub name."""
+    """Folder of a run or of a saved model, a model of the zoo such as zoo:digits, or a hub name."""
     out: Path = Path("samples")
     """Folder for the PNGs."""
     num: int = 64
@@ -72,7 +72,7 @@ class EvaluateOptions:
     """Measure a model on held-out images."""
 
     model: tyro.conf.Positional[str]
-    """Folder of a run or of a saved model, or a hub name."""
+    """Folder of a run or of a saved model, a model of the zoo such as zoo:digits, or a hub name."""
     json: Path | None = None
     """File for the numbers."""
     num_samples: int | None = None

@@ -84,7 +84,8 @@ class ModelConfig:
     share_steps: bool = True
     """latent: one network, told the step, rather than one for every step."""
     log_snr: tuple[float, float] = (-3.0, 5.0)
-    """bridge: logarithm of the signal-to-noise ratio after the first step and after the last."""
+    """bridge: logarithm of the signal-to-noise ratio after the first step and after the last (their middle, if there is
+    only one)."""
     learn_snr: bool = True
     """bridge: learn the signal-to-noise ratios, starting from even steps between the two of --log-snr."""
     learn_variance: bool | None = None
@@ -127,7 +128,7 @@ class TrainingConfig:
     """How the learning rate falls over the run: over --max-steps, or over --max-seconds where no steps are given."""
     kl_warmup_steps: int | None = None
     """latent: steps over which the weight of the KL in the loss rises from 0 to 1, so that every step finds a use for its
-    latent before it has to pay for it; unset: 500."""
+    latent before it has to pay for it; unset: 500, or two fifths of the run if that is less."""
     clip_norm: float = 50.0
     """Largest norm of the gradient, in nats."""
     ema: float = 0.998
@@ -137,8 +138,9 @@ class TrainingConfig:
     is a function of the step, not of the clock."""
     max_seconds: float | None = None
     """Stop after this many seconds of training, counted over all restarts; 600 where neither limit is given."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the networks; the bound itself is always float32."""
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """Mixed precision of the networks; the bound itself is always float32. auto: bf16 where it is faster, that is on GPUs
+    that support it, and on CPUs that do for a million weights or more (proposals excepted)."""
     backprop: Literal["chosen", "full"] = "chosen"
     """Path of the gradient to the first step: "chosen" through the sum of chosen proposals; "full" also through what
     the networks see of the canvases (the exact gradient; slower, noisier)."""

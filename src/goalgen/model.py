@@ -23,6 +23,7 @@ from goalgen.rollout import Trajectory, draw_noise, even_path, rollout, sample_r
 from goalgen.starts import ImageStart, Start, TensorStart, make_start
 from goalgen.storage import load_json, load_tensors
 from goalgen.training.checkpoints import save_model
+from goalgen.zoo import PREFIX, zoo_folder
 
 BLOCK = 64
 """Samples that are computed together. It is fixed, because arithmetic on another number of rows may round otherwise:
@@ -391,7 +392,7 @@ def load(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Model:
-    """Load a model: the folder of a run, a saved model, or a name on the Hugging Face hub.
+    """Load a model: the folder of a run, a saved model, "zoo:NAME" (see :mod:`goalgen.zoo`), or a name on the Hugging Face hub.
 
     Args:
         path_or_hub_name: where it is.
@@ -438,6 +439,8 @@ def _is_shape(value: Any) -> bool:
 
 def _find(name: str | Path, which: str, revision: str | None, token: str | bool | None) -> Path:
     """The folder with config.json and model.safetensors."""
+    if str(name).startswith(PREFIX):
+        return zoo_folder(str(name).removeprefix(PREFIX))
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "model.safetensors").exists():

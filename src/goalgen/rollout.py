@@ -64,6 +64,7 @@ def rollout(
     keep_proposals: bool = False,
     label: Tensor | None = None,
     recompute: bool = False,
+    weigh: bool = True,
 ) -> Trajectory:
     """Let the GC-agent act from ``start`` towards ``goals``. (Equation 1)
 
@@ -79,6 +80,7 @@ def rollout(
         label: (B,) int64, of a model that is conditioned on labels.
         recompute: keep no step's workings for the gradient but compute them again; the trajectory then has no
             ``decisions`` and no ``q``.
+        weigh: compute the ``log_ratio`` of the actions, which (3) itself does not need; zeros otherwise.
     """
     environment = agents.environment
     pathwise = torch.is_grad_enabled() and agents.gc_agent.pathwise
@@ -98,7 +100,8 @@ def rollout(
             decisions.append(decision if keep_proposals else Decision(decision.policy, None))
         after = environment.transition(steps(h, state), state, action, decision.proposals)
         kl = kl_divergence(q, decision.policy)
-        return after, action, kl, decision.policy.log_prob(action) - q.log_prob(action)
+        log_ratio = decision.policy.log_prob(action) - q.log_prob(action) if weigh else torch.zeros_like(kl)
+        return after, action, kl, log_ratio
 
     states, actions, kls, log_ratios = [environment.initial(start)], [], [], []
     for h in range(agents.horizon):

@@ -68,6 +68,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             fill(temporary)
             for file in temporary.iterdir():
                 _sync(file)
+                os.chmod(file, 0o666 & ~_umask())  # safetensors lets nobody else read
             os.chmod(temporary, 0o777 & ~_umask())
             old = _old(path)
             if path.exists():

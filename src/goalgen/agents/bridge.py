@@ -133,6 +133,8 @@ class BridgeGCAgent(GCAgent):
 
     learner = "marginals"
     pathwise = True
+    follows_schedule = False
+    """Whether it is the fixed agent, whose divergence from an S-agent that only guesses the goal is a squared error."""
 
     def __init__(self, environment: BridgeEnvironment, spec: NetworkSpec) -> None:
         super().__init__(environment, spec.shape)
@@ -187,6 +189,8 @@ class BridgeGCAgent(GCAgent):
 class FixedBridgeGCAgent(BridgeGCAgent):
     """Gaussian diffusion: nothing to learn but the schedule. (Equation 9 with delta = 0)"""
 
+    follows_schedule = True
+
     def marginal(
         self, h: Tensor, environment: BridgeEnvironment, goal: Tensor, start: Tensor, seen: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -201,6 +205,8 @@ class LearnedBridgeGCAgent(FixedBridgeGCAgent):
     A network looks at the goal once; every step reads its features through gains of its own. When training begins it
     is the fixed agent exactly.
     """
+
+    follows_schedule = False
 
     def __init__(self, environment: BridgeEnvironment, spec: NetworkSpec) -> None:
         super().__init__(environment, spec)

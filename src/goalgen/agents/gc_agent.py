@@ -44,6 +44,10 @@ class View:
     """(B,) int64, of a model that is conditioned on labels"""
 
 
+CACHED_NUMBERS = 1 << 16
+"""Numbers of candidate canvases that are scored at once on a CPU."""
+
+
 class Potential(nn.Module):
     """Phi_h(x, g): log-likelihood of the goal around the canvas at scale sigma_h. (Equation 8)
 
@@ -60,11 +64,16 @@ class Potential(nn.Module):
         self, h: int, canvas: Tensor, goal: Tensor, environment: ChoiceEnvironment, likelihood: Likelihood
     ) -> Tensor:
         """Phi_h of canvases (B, N, C, height, width) for goals (B, C, height, width), by cell: (B, N, cells) nats."""
+        size = len(canvas)
+        if canvas.device.type == "cpu":  # few enough at once that what is computed in between stays in the cache
+            size = max(1, CACHED_NUMBERS // canvas[0].numel())
+        parts = zip(canvas.split(size), goal.unsqueeze(1).split(size), strict=True)
         if h == self.horizon:
-            return environment.sum_by_cell(likelihood.log_prob_map(goal.unsqueeze(1), canvas))
+            return torch.cat([environment.sum_by_cell(likelihood.log_prob_map(g, x)) for x, g in parts])
         log_sigma = self.log_sigma[h]
-        squares = (canvas - goal.unsqueeze(1)).square()
-        return environment.sum_by_cell(squares, -0.5 * torch.exp(-2 * log_sigma)) - environment.sum_by_cell(log_sigma)
+        weight = -0.5 * torch.exp(-2 * log_sigma)
+        phi = torch.cat([environment.sum_by_cell((x - g).square(), weight) for x, g in parts])
+        return phi - environment.sum_by_cell(log_sigma)
 
 
 class GCAgent(nn.Module, ABC):

@@ -2,7 +2,8 @@
 
 from goalgen.data.batches import BatchOrder, augment_shift
 from goalgen.data.images import binarize_images, decode_image, from_unit, inspect_image, to_bytes, to_unit
-from goalgen.data.sources import ImageSet, Splits, load_data
+from goalgen.data.sets import ImageSet, Splits
+from goalgen.data.sources import load_data
 
 __all__ = [
     "BatchOrder",

@@ -7,11 +7,10 @@ into one tensor allocated beforehand.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.config import DataConfig
+from goalgen.data.decoded import decoded_key, is_table, load_decoded, store_decoded
 from goalgen.data.images import (
     EXTENSIONS,
     ImageInfo,
@@ -33,6 +33,7 @@ from goalgen.data.images import (
     to_bytes,
     walk,
 )
+from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
 
 LARGE = 4 * 2**30
@@ -52,84 +53,7 @@ _SPLIT_NAMES = {
 }
 
 
-# 1. What a user gets
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images in memory.
-
-    Raises:
-        GoalgenError: the tensors do not fit together.
-    """
-
-    images: Tensor
-    """(N, C, height, width) uint8, grey levels 0..levels-1."""
-    levels: int
-    """Number of grey levels: 256 normally, 17 for the digits, 2 when binarised."""
-    labels: Tensor | None = None
-    """(N,) int64, or None."""
-    names: tuple[str, ...] | None = None
-    """N relative paths without extension, where the images came from a folder."""
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise GoalgenError(
-                f"images must be uint8 (N, C, height, width), not {self.images.dtype} {tuple(self.images.shape)}"
-            )
-        if not 2 <= self.levels <= 256:
-            raise GoalgenError(f"levels must be 2 to 256, not {self.levels}")
-        if self.levels < 256 and len(self) and int(self.images.max()) >= self.levels:
-            raise GoalgenError(f"images of {self.levels} levels hold the level {int(self.images.max())}")
-        if self.labels is not None and (self.labels.shape != (len(self),) or self.labels.dtype != torch.int64):
-            raise GoalgenError(
-                f"labels must be int64 ({len(self)},), not {self.labels.dtype} {tuple(self.labels.shape)}"
-            )
-        if self.names is not None and len(self.names) != len(self):
-            raise GoalgenError(f"there are {len(self)} images but {len(self.names)} names")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, height, width)."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
-
-    def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
-        """Return the images at ``indices`` (integers in 0..N-1), in that order."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return ImageSet(
-            self.images[chosen],
-            self.levels,
-            None if self.labels is None else self.labels[chosen],
-            None if self.names is None else tuple(self.names[i] for i in chosen.tolist()),
-        )
-
-    def fingerprint(self) -> str:
-        """Return a hash of images, labels and levels (32 hexadecimal digits), for the names of caches."""
-        digest = hashlib.blake2b(repr((tuple(self.images.shape), self.levels)).encode(), digest_size=16)
-        digest.update(self.images.contiguous().numpy().data)
-        if self.labels is not None:
-            digest.update(self.labels.contiguous().numpy().data)
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three sets of one source; none is empty and all have one shape."""
-
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-    label_names: tuple[str, ...] | None
-    """Name of each label, where the source has them."""
-    name: str
-    """The source in a word or two, for titles."""
-    binarize: bool = False
-    """Goals are black and white: ``train`` holds grey levels to draw them from (:func:`binarize_images`), while
-    ``validation`` and ``test`` are drawn already and have 2 levels."""
+# 1. What a user calls
 
 
 def load_data(config: DataConfig) -> Splits:
@@ -149,7 +73,16 @@ def load_data(config: DataConfig) -> Splits:
     if config.data == "digits":
         return _digits(config)
     path = Path(config.data).expanduser()
-    return _decode_splits(_open_path(path) if path.exists() else _open_hub(config.data), config)
+    if not path.exists():
+        return _decode_splits(_open_hub(config.data), config)[0]
+    key = decoded_key(path, config)
+    found = None if key is None else load_decoded(key, config)
+    if found is not None:
+        return found
+    splits, whole = _decode_splits(_open_path(path), config)
+    if key is not None and whole:
+        store_decoded(key, splits)
+    return splits
 
 
 def _check(config: DataConfig) -> None:
@@ -250,8 +183,7 @@ def _open_path(path: Path) -> _Source:
             raise GoalgenError(f"{path} is a single image; give a folder of images")
         raise GoalgenError(f"{path} is neither a folder of images nor a .parquet file")
     name = path.resolve().name or str(path)
-    # metadata.parquet describes a folder of images.
-    tables = [p for p in walk(path) if p.suffix.lower() == ".parquet" and not p.stem.startswith("metadata")]
+    tables = [p for p in walk(path) if is_table(p)]
     if tables:
         return _parquet(name, _parquet_splits(tables, path), path)
     return _folder(name, path)
@@ -462,7 +394,8 @@ class _Scan:
     width: int
 
 
-def _decode_splits(source: _Source, config: DataConfig) -> Splits:
+def _decode_splits(source: _Source, config: DataConfig) -> tuple[Splits, bool]:
+    """Return the splits, and whether they are all that there was and came from the source's own files."""
     corrupt = _Corrupt(config.corrupt)
     scan = _scan(source, config, corrupt)
     roles = _choose(scan.readable, config, source.name)
@@ -485,7 +418,8 @@ def _decode_splits(source: _Source, config: DataConfig) -> Splits:
             None if names is None else tuple(names[i] for i in kept.tolist()),
         )
     corrupt.report()
-    return _finish(sets, config, label_names, source.name)
+    own = all(not isinstance(next(iter(r.read()), None), Path) for r in source.splits.values())
+    return _finish(sets, config, label_names, source.name), own and not corrupt.errors
 
 
 def _scan(source: _Source, config: DataConfig, corrupt: _Corrupt) -> _Scan:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,40 +36,65 @@ class Schedule(nn.Module):
             raise GoalgenError("the signal-to-noise ratio must be finite and rise from step to step")
         self.first = nn.Parameter(log_snr[:1].clone(), requires_grad=learn)
         self.log_gap = nn.Parameter(gaps.log(), requires_grad=learn and len(gaps) > 0)
+        self._held: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def log_snr(self) -> Tensor:
         """log SNR_1 .. log SNR_H, (H,)."""
         return torch.cat([self.first, self.first + self.log_gap.exp().cumsum(0)])
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block the tables below are computed once, however often they are read; weights must not change."""
+        self._held = self._tables()
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and log SNR at steps 0..H, (H + 1,) each."""
+        if self._held is not None:
+            return self._held
+        log_snr = self.log_snr
+        signal, noise = F.logsigmoid(log_snr), F.logsigmoid(-log_snr)
+        alpha = torch.exp(0.5 * (signal - signal[-1]))
+        sigma = torch.exp(0.5 * (noise - signal[-1]))
+        nothing = log_snr.new_full((1,), -math.inf)
+        return (
+            torch.cat([alpha.new_zeros(1), alpha]),
+            torch.cat([sigma.new_ones(1), sigma]),
+            torch.cat([nothing, log_snr]),
+        )
+
     def alpha(self, h: Tensor) -> Tensor:
         """Share of the goal in the canvas at steps ``h`` (B,) in 0..H; 0 at 0 and 1 at H. (Equation 22)"""
-        log_snr = self.log_snr
-        alpha = torch.exp(0.5 * (F.logsigmoid(log_snr) - F.logsigmoid(log_snr[-1])))
-        return torch.cat([alpha.new_zeros(1), alpha])[h]
+        return self._tables()[0][h]
 
     def sigma(self, h: Tensor) -> Tensor:
         """Standard deviation of the noise at steps ``h`` (B,) in 1..H. (Equation 22)
 
         At step 0 there is none, and 1 is returned in its place, for no formula divides by it to any effect.
         """
-        log_snr = self.log_snr
-        sigma = torch.exp(0.5 * (F.logsigmoid(-log_snr) - F.logsigmoid(log_snr[-1])))
-        return torch.cat([sigma.new_ones(1), sigma])[h]
+        return self._tables()[1][h]
 
     def correlation(self, h: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
         """rho and 1 - rho^2 between steps ``h`` and ``to`` > h, (B,) each: rho^2 = SNR_h / SNR_to. (Equation 23)"""
-        log_snr = self.log_snr
-        before = torch.cat([log_snr.new_full((1,), -math.inf), log_snr])[h]
-        difference = before - log_snr[to - 1]
+        log_snr = self._tables()[2]
+        difference = log_snr[h] - log_snr[to]
         return torch.exp(0.5 * difference), -torch.expm1(difference)
+
+    def gain(self, h: Tensor, to: Tensor) -> Tensor:
+        """SNR_to - SNR_h for steps ``h`` < ``to``, (B,)."""
+        log_snr = self._tables()[2]
+        return -torch.exp(log_snr[to]) * torch.expm1(log_snr[h] - log_snr[to])
 
 
 def even_schedule(horizon: int, low: float, high: float, learn: bool = True) -> Schedule:
-    """log SNR in equal steps from ``low`` to ``high`` (only ``high`` where there is one step)."""
+    """log SNR in equal steps from ``low`` to ``high``; their middle where there is one step, which has to pay for all of it."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise GoalgenError(f"--log-snr must be two finite numbers that rise, not {low} {high}")
-    grid = torch.linspace(low, high, horizon) if horizon > 1 else torch.tensor([high])
+    grid = torch.linspace(low, high, horizon) if horizon > 1 else torch.tensor([(low + high) / 2])
     return Schedule(grid, learn)
 
 

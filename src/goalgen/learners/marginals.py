@@ -23,6 +23,11 @@ def spread_steps(batch: int, horizon: int, generator: torch.Generator) -> Tensor
     return steps[torch.randperm(batch, generator=generator)]
 
 
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|^2 of images (B, C, height, width), (B,)."""
+    return (a - b).square().sum((1, 2, 3))
+
+
 class MarginalLearner(Learner):
     """An unbiased estimate of (3) from one step of each episode. (Equation 26)"""
 
@@ -52,28 +57,52 @@ class MarginalLearner(Learner):
         assert isinstance(gc_agent, BridgeGCAgent)
         assert isinstance(s_agent, BridgeSAgent)
         assert steps is not None
+        with environment.schedule.held():
+            return self._learn(environment, gc_agent, s_agent, start, goals, noise[0], label, steps)
+
+    def _learn(
+        self,
+        environment: BridgeEnvironment,
+        gc_agent: BridgeGCAgent,
+        s_agent: BridgeSAgent,
+        start: Tensor,
+        goals: Tensor,
+        noise: Tensor,
+        label: Tensor | None,
+        steps: Tensor,
+    ) -> Learned:
         horizon = environment.horizon
         zero, h = torch.zeros_like(steps[:1]), steps + 1
+        # Rows at the last canvas take no further step; that of the canvas before keeps their numbers finite.
+        step = h.clamp(max=max(horizon - 1, 1))
         seen = gc_agent.look(goals, start, label)
         state = environment.initial(start)
-        q = gc_agent.step(zero, environment, start, goals, start, seen)
-        p = s_agent.act(zero, zero + 1, state, s_agent.open(state, label))
-        first = kl_divergence(q, p)  # (B,), without a network
+        opened = s_agent.open(state, label)
         mean, std = gc_agent.marginal(h, environment, goals, start, seen)
-        canvas = mean + std * noise[0]  # x_h
-        state = torch.cat([canvas, start], 1)
-        look = s_agent.look(h, state, label)
+        canvas = mean + std * noise  # x_h
+        after = torch.cat([canvas, start], 1)
+        look = s_agent.look(h, after, label)
         last = h == horizon
-        log_prob = self.agents.likelihood.log_prob(goals, look.guess, hold_scale=True)
-        kl = torch.zeros_like(log_prob)
-        if horizon > 1:
-            # Rows at the last canvas take no further step; that of the canvas before keeps their numbers finite.
-            step = h.clamp(max=horizon - 1)
-            q = gc_agent.step(step, environment, canvas, goals, start, seen)
-            kl = kl_divergence(q, s_agent.act(step, step + 1, state, look))
-        loss = (first + horizon * torch.where(last, -log_prob, kl)).mean()
+        at_last = last.nonzero().flatten()  # one row in H: the likelihood is not asked about the others
+        reconstruction = torch.zeros(len(goals), device=goals.device, dtype=look.guess.dtype)
+        if len(at_last):
+            log_prob = self.agents.likelihood.log_prob(goals[at_last], look.guess[at_last], hold_scale=True)
+            reconstruction = reconstruction.index_put((at_last,), -log_prob)
+        if gc_agent.follows_schedule and not s_agent.free:  # the squared error that (10) and (25) come down to
+            schedule = environment.schedule
+            first = 0.5 * schedule.gain(zero, zero + 1) * squared_error(goals, opened.guess)
+            kl = squared_error(goals, look.guess)
+            kl = 0.5 * schedule.gain(step, (step + 1).clamp(max=horizon)) * kl
+        else:
+            q = gc_agent.step(zero, environment, start, goals, start, seen)
+            first = kl_divergence(q, s_agent.act(zero, zero + 1, state, opened))  # (B,), without a network
+            kl = torch.zeros_like(first)
+            if horizon > 1:
+                q = gc_agent.step(step, environment, canvas, goals, start, seen)
+                kl = kl_divergence(q, s_agent.act(step, step + 1, after, look))
+        kl = kl.masked_fill(last, 0.0)
+        loss = (first + horizon * (reconstruction + kl)).mean()
         by_step = torch.zeros(horizon + 1, len(kl), device=kl.device, dtype=kl.dtype)
         by_step = by_step.scatter(0, h.unsqueeze(0), horizon * kl.detach().unsqueeze(0))
         by_step[0] = first.detach()
-        reconstruction = torch.where(last, -horizon * log_prob.detach(), 0.0)
-        return Learned(loss, Bound(reconstruction, by_step[:horizon]), {}, None)
+        return Learned(loss, Bound(horizon * reconstruction.detach(), by_step[:horizon]), {}, None)

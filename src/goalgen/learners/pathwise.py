@@ -29,7 +29,7 @@ class PathwiseLearner(Learner):
         steps: Tensor | None = None,
         kl_weight: float = 1.0,
     ) -> Learned:
-        trajectory = rollout(self.agents, start, goals, noise, label=label, recompute=self.recompute)
+        trajectory = rollout(self.agents, start, goals, noise, label=label, recompute=self.recompute, weigh=False)
         terms = bound(self.agents, trajectory, hold_scale=True)
         loss = (terms.reconstruction + kl_weight * terms.kl.sum(0)).mean()
         return Learned(loss, Bound(terms.reconstruction.detach(), terms.kl.detach()), {}, None)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from goalgen.cache import cache_folder, fingerprint_images
 from goalgen.metrics.features import (
     ClassifierFeatures,
     Features,
     InceptionFeatures,
     PixelFeatures,
-    cache_folder,
-    fingerprint_images,
     make_features,
     reference_statistics,
 )

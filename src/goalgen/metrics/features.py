@@ -2,21 +2,16 @@
 
 Every extractor has a ``name``, which belongs beside each number measured with it, and maps uint8
 images (N, C, height, width) of grey levels 0..levels-1 to features (N, D) float32, in batches of fixed
-size. What is expensive is cached as safetensors in :func:`cache_folder`.
+size. What is expensive is cached (:mod:`goalgen.cache`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
 import io
 import logging
 import math
 import os
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +19,9 @@ from typing import Any, Protocol
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from goalgen.cache import cache_key, digest, fingerprint_images, load_or_make
 from goalgen.errors import GoalgenError
 from goalgen.metrics.statistics import FeatureMoments
 from goalgen.rng import generator
@@ -97,7 +92,7 @@ class ClassifierFeatures:
             data: name of the data set, for :attr:`name`.
             fingerprint: identifies images and labels; computed from them if None.
             seed: seed of the initial weights and of the training.
-            cache: folder of the cache; :func:`cache_folder` if None.
+            cache: folder of the cache; :func:`goalgen.cache.cache_folder` if None.
 
         Raises:
             GoalgenError: images or labels of the wrong type, shape or range, or fewer than two classes.
@@ -164,7 +159,7 @@ class PixelFeatures:
             levels: number of grey levels.
             data: name of the data set, for :attr:`name`.
             fingerprint: identifies the images; computed from them if None.
-            cache: folder of the cache; :func:`cache_folder` if None.
+            cache: folder of the cache; :func:`goalgen.cache.cache_folder` if None.
 
         Raises:
             GoalgenError: images of the wrong type, shape or range, or fewer than two.
@@ -231,7 +226,7 @@ class InceptionFeatures:
         self._device = torch.device(device)
         self._network = network.to(self._device)
         self.name = f"inception-2048 (weights {Path(path).name})" if path else "inception-2048 (torch-fidelity)"
-        self.key = cache_key("inception", _digest(state).numpy().tobytes().hex())
+        self.key = cache_key("inception", digest(state).numpy().tobytes().hex())
 
     def __call__(self, images: Tensor, levels: int) -> Tensor:
         """Return features (N, 2048) float32 of uint8 images (N, 1 or 3, height, width) of any size.
@@ -274,7 +269,7 @@ def make_features(
         data: name of the data set, for the names of the features.
         fingerprint: identifies images and labels; computed from them if None.
         seed: seed of the classifier.
-        cache: folder of the cache; :func:`cache_folder` if None.
+        cache: folder of the cache; :func:`goalgen.cache.cache_folder` if None.
         weights: Inception's weights, see :class:`InceptionFeatures`.
         device: where Inception runs.
 
@@ -305,7 +300,7 @@ def reference_statistics(
         images: training images, (N, C, height, width) uint8.
         levels: number of grey levels.
         fingerprint: identifies the images; computed from them if None.
-        cache: folder of the cache; :func:`cache_folder` if None.
+        cache: folder of the cache; :func:`goalgen.cache.cache_folder` if None.
 
     Raises:
         GoalgenError: images that the extractor refuses.
@@ -315,98 +310,6 @@ def reference_statistics(
     key = cache_key("reference", features.key, levels, tuple(images.shape), fingerprint)
     like = {"features": torch.empty(len(images), features(images[:1], levels).shape[1])}
     return load_or_make("reference", key, like, lambda: {"features": features(images, levels)}, cache)["features"]
-
-
-# The cache -----------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Return the folder of the cache: $GOALGEN_CACHE, or the platform's place for caches."""
-    if chosen := os.environ.get("GOALGEN_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "goalgen" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "goalgen"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goalgen"
-
-
-def fingerprint_images(images: Tensor, labels: Tensor | None = None) -> str:
-    """Return a hash of images (N, C, height, width), their shape, and their labels (N,) if given."""
-    return _digest({"images": images, **({} if labels is None else {"labels": labels})}).numpy().tobytes().hex()
-
-
-def load_or_make(
-    kind: str,
-    key: str,
-    like: dict[str, Tensor],
-    make: Callable[[], dict[str, Tensor]],
-    cache: Path | None = None,
-) -> dict[str, Tensor]:
-    """Return the tensors stored under ``key``, or those of ``make()`` after storing them.
-
-    A file that is damaged, or whose names, shapes or types are not those of ``like``, is made anew with a
-    warning. A folder that cannot be written to costs a warning and the time to make them again.
-
-    Args:
-        kind: first part of the file's name.
-        key: identifies everything that the tensors depend on.
-        like: tensors of the expected names, shapes and types; their values do not matter.
-        make: computes the tensors.
-        cache: folder of the cache; :func:`cache_folder` if None.
-    """
-    path = (cache or cache_folder()) / f"{kind}-{key}.safetensors"
-    try:
-        return _read_checked(path, like)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, SafetensorError, ValueError) as error:
-        warnings.warn(f"{path} is damaged ({error}); making it anew", stacklevel=2)
-    # Cloned because safetensors refuses tensors that share memory.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in make().items()}
-    try:
-        _write_atomically(path, safetensors.torch.save({**tensors, "digest": _digest(tensors)}))
-    except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error}); set GOALGEN_CACHE to a folder that can", stacklevel=2)
-    return tensors
-
-
-def _read_checked(path: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors = safetensors.torch.load(path.read_bytes())
-    digest = tensors.pop("digest", None)
-    if {n: (t.shape, t.dtype) for n, t in tensors.items()} != {n: (t.shape, t.dtype) for n, t in like.items()}:
-        raise ValueError("it holds other tensors than expected")
-    if digest is None or not torch.equal(digest, _digest(tensors)):
-        raise ValueError("its checksum is wrong")
-    return tensors
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def cache_key(*parts: object) -> str:
-    """Return a hash of what cached tensors depend on: numbers, strings and tuples of them."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def _digest(tensors: dict[str, Tensor]) -> Tensor:
-    """Return a hash of names, types, shapes and values, (16,) uint8."""
-    total = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return torch.tensor(list(total.digest()), dtype=torch.uint8)
 
 
 # The classifier ------------------------------------------------------------------------------------

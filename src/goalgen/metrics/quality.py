@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from goalgen.cache import cache_key, fingerprint_images, load_or_make
 from goalgen.errors import GoalgenError
-from goalgen.metrics.features import Features, cache_key, fingerprint_images, load_or_make, reference_statistics
+from goalgen.metrics.features import Features, reference_statistics
 from goalgen.metrics.statistics import (
     FeatureMoments,
     density_coverage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from goalgen.agents import Agents
 
@@ -20,12 +20,15 @@ class EMA:
     def __init__(self, module: Agents, decay: float) -> None:
         self.module: Agents = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
+        self._averages: list[Tensor] = list(self.module.parameters())
+        self._sources: tuple[nn.Module, list[Tensor]] | None = None
 
     @torch.no_grad()
     def update(self, module: Agents, step: int) -> None:
         """Move towards ``module`` after optimiser step ``step`` (counted from 1); buffers are copied."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.module.parameters())
-        torch._foreach_lerp_(averages, [p.detach() for p in module.parameters()], weight)
+        if self._sources is None or self._sources[0] is not module:  # the lists are as long as a step is short
+            self._sources = (module, [p.detach() for p in module.parameters()])
+        torch._foreach_lerp_(self._averages, self._sources[1], weight)
         for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
             mine.copy_(theirs)

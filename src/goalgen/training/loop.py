@@ -25,7 +25,7 @@ from tqdm import tqdm
 from goalgen import rng
 from goalgen.agents import Agents, environment_of, make_agents
 from goalgen.bound import bits_per_dim, bound
-from goalgen.config import Config, load_config, save_config
+from goalgen.config import Config, TrainingConfig, load_config, save_config
 from goalgen.data import ImageSet, Splits, from_unit, load_data, to_bytes, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.learners import Learned, PathwiseLearner, make_learner, spread_steps
@@ -44,8 +44,8 @@ from goalgen.training.revival import revive
 DEFAULT_SECONDS = 600.0
 """Length of a run for which neither steps nor seconds are given."""
 
-DEFAULT_KL_WARMUP = 500
-"""Steps over which a learner that warms up the KL does so."""
+KL_WARMUP_STEPS, KL_WARMUP_SHARE = 500, 0.4
+"""A learner that warms up the KL does so over so many steps or this share of the run, whichever is over first."""
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -183,10 +183,10 @@ class Trainer:
         self.data = data
         self.shape = data.train.shape
         self.levels = 2 if data.binarize else data.train.levels
-        self.accelerator = self._accelerator()
-        self.main = self.accelerator.is_main_process
         num_labels = count_labels(data) if config.model.condition == "label" else 0
         agents = make_agents(config.model, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
+        self.accelerator = self._accelerator(choose_precision(self.settings.precision, agents))
+        self.main = self.accelerator.is_main_process
         self.start = make_start(config.model.start, self.shape, mean_image(data.train), config.data)
         self.batches = Batches(
             config, data.train, data.binarize, self.start, agents.environment,
@@ -202,6 +202,7 @@ class Trainer:
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # newer torch has another word for it
             self.learner, self.optimizer = self.accelerator.prepare(learner, optimizer)
         self.agents: Agents = agents
+        self.parameters = (agents.generative_parameters(), agents.gc_parameters())
         self.progress = Progress()
         self.clock = time.perf_counter()
         self.saved_at, self.saved_step = 0.0, -1
@@ -209,17 +210,17 @@ class Trainer:
         self.over = False
         self.stop = StopSignal()
 
-    def _accelerator(self) -> Accelerator:
+    def _accelerator(self, precision: str) -> Accelerator:
         tracker: list[Any] = [JSONLTracker(self.config.out / "log.jsonl")]
         if self.settings.tensorboard:
             if not is_tensorboard_available():  # Accelerate would leave the tracker out and say nothing
                 raise GoalgenError('--tensorboard needs the package tensorboard: pip install "goalgen[tensorboard]"')
             tracker.append("tensorboard")
-        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != self.settings.precision:
+        if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
             AcceleratorState._reset_state()  # an earlier run of this Python process had another precision
         try:
             accelerator = Accelerator(
-                mixed_precision=self.settings.precision,
+                mixed_precision=precision,
                 log_with=tracker,
                 project_dir=self.config.out,
                 kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
@@ -306,15 +307,15 @@ class Trainer:
         factor = rate(settings, step, self._done())
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        torch.manual_seed(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
-        self.learner.train()
-        warmup = DEFAULT_KL_WARMUP if settings.kl_warmup_steps is None else settings.kl_warmup_steps
-        kl_weight = min(1.0, (step + 1) / max(warmup, 1))
-        learned: Learned = self.learner(**vars(batch), kl_weight=kl_weight)
+        seed_dropout(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
+        if not self.learner.training:
+            self.learner.train()
+        learned: Learned = self.learner(**vars(batch), kl_weight=kl_weight(settings, step, self._done()))
         self.optimizer.zero_grad()
         self.accelerator.backward(learned.loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.agents.generative_parameters(), settings.clip_norm)
-        other = torch.nn.utils.clip_grad_norm_(self.agents.gc_parameters() or [norm], settings.clip_norm)
+        generative, others = self.parameters
+        norm = torch.nn.utils.clip_grad_norm_(generative, settings.clip_norm)
+        other = torch.nn.utils.clip_grad_norm_(others, settings.clip_norm) if others else norm
         if not torch.isfinite(learned.loss + norm + other):
             self._stop_at_nan(first_bad_tensor(learned.bound, self.agents))
         self.optimizer.step()
@@ -462,6 +463,42 @@ class Trainer:
         self.accelerator.end_training()
         progress = self.progress
         return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted)
+
+
+def kl_weight(settings: TrainingConfig, step: int, done: float) -> float:
+    """Weight of the KL in the loss of optimiser step ``step`` (from 0), ``done`` (0 to 1) of the run behind it."""
+    if settings.kl_warmup_steps is not None:
+        return min(1.0, (step + 1) / max(settings.kl_warmup_steps, 1))
+    return min(1.0, max((step + 1) / KL_WARMUP_STEPS, done / KL_WARMUP_SHARE))
+
+
+BF16_WEIGHTS = 1_000_000
+"""Weights from which bfloat16 is faster on a CPU that has instructions for it: in smaller networks its conversions cost
+more than the products save."""
+
+
+def choose_precision(setting: str, agents: Agents) -> str:
+    """What "auto" means here: "bf16" or "no"."""
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    # Looking at all next states of the proposals is eight times slower in bfloat16 on a CPU (benchmarks/speed.py).
+    large = sum(p.numel() for p in agents.parameters()) >= BF16_WEIGHTS
+    return "bf16" if cpu_has_bfloat16() and large and agents.gc_agent.pathwise else "no"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself."""
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check is not None and check())
+
+
+def seed_dropout(seed: int) -> None:
+    """Seed the global generators that dropout draws from. (torch.manual_seed does more, at a millisecond a call.)"""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
 
 
 def describe_size(agents: Agents) -> str:

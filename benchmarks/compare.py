@@ -1,0 +1,256 @@
+"""goalgen beside what a user would train instead: quality at 1, 2, 4, 8, 16 and 50 network evaluations.
+
+The same kind of network, weights within 5% in all, the same data, batch, optimiser, precision and seconds, several seeds.
+Rows already in the result file are not run again.
+
+    python benchmarks/compare.py digits --seconds 40
+    GOALGEN_DATA=... python benchmarks/compare.py fashion_mnist --seconds 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RUNS, data_folder, read, write
+from curve import SETUPS, width_for
+from torch import Tensor
+
+from goalgen import rng
+from goalgen.agents.networks import NetworkSpec
+from goalgen.bound import bits_per_dim
+from goalgen.config import Config, DataConfig, ModelConfig, TrainingConfig
+from goalgen.data import Splits, from_unit, load_data, to_unit
+from goalgen.evaluation import SampleStream
+from goalgen.metrics import make_features, sample_quality
+from goalgen.model import load
+from goalgen.size import count_parameters
+from goalgen.training.loop import train
+
+EVALUATIONS = (1, 2, 4, 8, 16, 50)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train, and the numbers of evaluations at which it is sampled."""
+
+    evaluations: tuple[int, ...]
+    family: str = ""
+    """of goalgen (see curve.py); empty: a peer"""
+    horizon: int = 1
+    peer: str = ""
+    """see peers.py"""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CONTENDERS = {
+    "VAE": Contender((1,), peer="VAE"),
+    "diffusion": Contender(EVALUATIONS, peer="diffusion"),
+    "diffusion (x0)": Contender(EVALUATIONS, peer="diffusion (x0)"),
+    "flow matching": Contender(EVALUATIONS, peer="flow matching"),
+    "goalgen latent H=1": Contender((1,), "latent", 1),
+    "goalgen latent H=2": Contender((2,), "latent", 2),
+    "goalgen latent H=4": Contender((4,), "latent", 4),
+    "goalgen proposals H=2": Contender((2,), "proposals", 2),
+    "goalgen proposals H=4": Contender((4,), "proposals", 4),
+    "goalgen fixed bridge H=50": Contender(EVALUATIONS, "fixed bridge", 50),
+}
+
+
+def settings(data: str, seconds: float) -> dict[str, Any]:
+    """The setup's training options, as fields of :class:`TrainingConfig`, and its --limit."""
+    words = SETUPS[data]["training"]
+    found = {
+        name.lstrip("-").replace("-", "_"): float(value) for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    whole = {k: int(v) if k in ("batch_size", "eval_every", "limit") else v for k, v in found.items()}
+    return {**whole, "max_seconds": seconds}
+
+
+@cache
+def peer_width(data: str, method: str) -> int:
+    """The even width at which a peer's weights come nearest to the setup's total."""
+    from peers import make_peer
+
+    setup = SETUPS[data]
+
+    def weights(width: int) -> int:
+        peer = make_peer(method, spec_of(data, width), setup["levels"])
+        return sum(p.numel() for p in peer.parameters())
+
+    low, high = 8, 2048
+    while high - low > 2:
+        middle = (low + high) // 4 * 2
+        low, high = (middle, high) if weights(middle) <= setup["weights"] else (low, middle)
+    best = min((low, high), key=lambda width: abs(weights(width) - setup["weights"]))
+    if abs(weights(best) / setup["weights"] - 1) > 0.05:
+        sys.exit(f"{method}: {weights(best):,} weights are more than 5% off {setup['weights']:,}")
+    return best
+
+
+def spec_of(data: str, width: int) -> NetworkSpec:
+    """A peer's network: of the kind, depth and dropout that goalgen's have on these data."""
+    setup, model = SETUPS[data], ModelConfig(**SETUPS[data]["model"])
+    return NetworkSpec(model.network, setup["shape"], 1, width, model.depth, width // 2, model.dropout, model.patch)
+
+
+def measure(samples: Any, count: int, data: Splits) -> dict[str, Any]:
+    """Quality of samples in grey levels, in batches, ``count`` in all."""
+    train = data.train
+    fingerprint = train.fingerprint()
+    features = make_features("auto", train.images, train.labels, train.levels, data=data.name, fingerprint=fingerprint)
+    return sample_quality(
+        samples,
+        train.images,
+        data.test.images,
+        train.levels,
+        features,
+        train_fingerprint=fingerprint,
+        num_samples=count,
+    )
+
+
+def run_goalgen(
+    contender: Contender, data: str, splits: Splits, seconds: float, seed: int, out: Path
+) -> dict[str, Any]:
+    from curve import FAMILIES
+
+    setup, width = SETUPS[data], width_for(data, contender.family, contender.horizon)
+    training = settings(data, seconds)
+    model_config = ModelConfig(
+        **FAMILIES[contender.family], **setup["model"], **contender.options, horizon=contender.horizon, width=width,
+        head_width=width // 2,
+    )  # fmt: skip
+    data_config = DataConfig(data=data_folder(data), limit=training.pop("limit", None))
+    config = Config(
+        out=out, seed=seed, data=data_config, model=model_config,
+        training=TrainingConfig(**training, quiet=True, picture_every=0),
+    )  # fmt: skip
+    outcome = train(config)
+    model = load(out)
+    test = splits.test
+    nats = model.nll_bound(test.images).total.mean()
+    results = {}
+    for evaluations in contender.evaluations:
+        steps = None if evaluations == contender.horizon else evaluations
+        begin = model.start(None)
+        stream = SampleStream(model, test, begin, None, None, 0, None, 1.0, steps)
+        results[str(evaluations)] = {"goalgen": measure(stream.batches(len(test)), len(test), splits)}
+        assert stream.network_evaluations == evaluations
+    return {
+        "trained_steps": outcome.step, "trained_seconds": outcome.seconds, "evaluations": results,
+        "bits_per_dim": float(bits_per_dim(nats, splits.train.shape)),
+        "parameters": sum(count_parameters(model.agents).values()),
+    }  # fmt: skip
+
+
+def run_peer(contender: Contender, data: str, splits: Splits, seconds: float, seed: int) -> dict[str, Any]:
+    from peers import VAE, fit, make_peer
+
+    training = settings(data, seconds)
+    training.pop("limit", None)
+    training.pop("eval_every", None)
+    torch.manual_seed(rng.derive_seed(seed, "weights"))
+    peer = make_peer(contender.peer, spec_of(data, peer_width(data, contender.peer)), splits.train.levels)
+    fitted = fit(peer, splits.train, TrainingConfig(**training), seed)
+    test, results = splits.test, {}
+    row: dict[str, Any] = {}
+    with torch.no_grad():
+        for evaluations in contender.evaluations:
+            for sampler in peer.samplers:
+                drawn = draw(fitted.peer, sampler, evaluations, len(test), splits)
+                if drawn is not None:
+                    results.setdefault(str(evaluations), {})[sampler] = measure(drawn, len(drawn), splits)
+        if isinstance(fitted.peer, VAE):
+            generator = rng.generator(0, "elbo")
+            totals = []
+            for images in test.images.split(250):
+                goals = to_unit(images, test.levels)
+                noise = torch.randn(len(goals), fitted.peer.latent, generator=generator)
+                totals.append(sum(fitted.peer.terms(goals, noise)))
+            row["bits_per_dim"] = float(bits_per_dim(torch.cat(totals).mean(), splits.train.shape))
+    return {
+        **row, "trained_steps": fitted.steps, "trained_seconds": fitted.seconds, "evaluations": results,
+        "parameters": sum(p.numel() for p in peer.parameters()),
+    }  # fmt: skip
+
+
+def draw(peer: Any, sampler: str, evaluations: int, count: int, data: Splits) -> Tensor | None:
+    """``count`` images in grey levels of the data, or None where the sampler has no such number of evaluations."""
+    generator = rng.generator(0, "peer samples")
+    parts = []
+    for first in range(0, count, 256):
+        noise = torch.randn(min(256, count - first), *data.train.shape, generator=generator)
+        images = peer.draw(sampler, evaluations, noise, generator)
+        if images is None:
+            return None
+        parts.append(from_unit(images, data.train.levels))
+    return torch.cat(parts)
+
+
+def run_one(name: str, data: str, seconds: float, seed: int, num_test: int | None, out: Path) -> None:
+    """Train and measure one contender; writes OUT/row.json."""
+    contender = CONTENDERS[name]
+    splits = load_data(DataConfig(data=data_folder(data), limit=settings(data, 1.0).get("limit")))
+    if num_test is not None:
+        splits = Splits(
+            splits.train, splits.validation, splits.test.subset(range(min(num_test, len(splits.test)))), splits.label_names,
+            splits.name,
+        )  # fmt: skip
+    if contender.family:
+        row = run_goalgen(contender, data, splits, seconds, seed, out / "run")
+    else:
+        row = run_peer(contender, data, splits, seconds, seed)
+    row = {"contender": name, "seed": seed, "seconds": seconds, "num_test": len(splits.test), **row}
+    (out / "row.json").write_text(json.dumps(row))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=sorted(SETUPS))
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    parser.add_argument("--num-test", type=int, default=2000, help="measure on the first so many test images")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--name", help="of the result file; unset: compare_DATA")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a process of its own trains one contender
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        run_one(options.one, options.data, options.seconds, options.seeds[0], options.num_test, options.out)
+        return
+    name = options.name or f"compare_{options.data}"
+    results = read(name)
+    for package in ("diffusers", "torchcfm"):
+        results["machine"]["versions"][package] = importlib.metadata.version(package)
+    done = {(row["contender"], row["seed"]) for row in results["rows"]}
+    waiting = [(c, s) for s in options.seeds for c in options.contenders if (c, s) not in done]
+    while waiting:
+        batch, waiting = waiting[: options.jobs], waiting[options.jobs :]
+        folders, processes = [], []
+        for contender, seed in batch:
+            out = RUNS / name / f"{contender.replace(' ', '-')}-{seed}-{os.getpid()}"
+            out.mkdir(parents=True)
+            command = [sys.executable, __file__, options.data, "--one", contender, "--seeds", str(seed), "--seconds",
+                       str(options.seconds), "--num-test", str(options.num_test), "--out", str(out)]  # fmt: skip
+            processes.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+            folders.append(out)
+        if any(process.wait() for process in processes):
+            sys.exit("a run failed")
+        for out in folders:
+            results["rows"].append(json.loads((out / "row.json").read_text()))
+        write(name, {**results, "seconds": options.seconds, "threads": 1})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""What a user would train instead: diffusion, flow matching and a VAE, on goalgen's networks.
+
+Noise schedules and their samplers are those of diffusers, the flow-matching targets those of torchcfm. A peer differs from
+goalgen in its objective and its sampler alone: it gets the same kind of network (told a continuous time where ours is told
+the step), the same optimiser, schedule, average of weights, batch and seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler
+from torch import Tensor, nn
+
+from goalgen import rng
+from goalgen.agents.networks import ImageHead, Middle, NetworkSpec, make_torso, make_trunk
+from goalgen.config import TrainingConfig
+from goalgen.data import BatchOrder, ImageSet, to_unit
+from goalgen.likelihoods import Likelihood
+from goalgen.training.ema import EMA
+from goalgen.training.loop import BF16_WEIGHTS, cpu_has_bfloat16, seed_dropout
+from goalgen.training.optimiser import rate
+
+TRAIN_STEPS = 1000
+"""Noise levels of DDPM's schedule."""
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time in [0, 1], then one linear layer."""
+
+    def __init__(self, width: int, frequencies: int = 32) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, math.log(1000.0), frequencies)))
+        self.mix = nn.Linear(2 * frequencies, width)
+
+    def forward(self, time: Tensor) -> Tensor:
+        angles = time.float().unsqueeze(-1) * self.frequencies
+        return self.mix(torch.cat([angles.sin(), angles.cos()], -1))
+
+
+def tell_time(module: nn.Module) -> nn.Module:
+    """Replace every table of steps by an embedding of time."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Embedding):
+                setattr(parent, name, TimeEmbedding(child.embedding_dim))
+    return module
+
+
+class Denoiser(nn.Module):
+    """A network (canvas, time) -> image.
+
+    A multiple of the canvas, chosen by the time, is added to what is drawn: noise has more numbers than an mlp is wide,
+    and could not pass through it.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.torso = tell_time(make_torso(spec))
+        self.head = ImageHead(self.torso, spec, 1, 0.1)
+        self.skip = nn.Sequential(TimeEmbedding(64), nn.SiLU(), nn.Linear(64, 1))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        features, _ = self.torso(time, x)
+        drawn = self.head(self.torso, torch.zeros(1, dtype=torch.int64, device=x.device), features)[:, 0]
+        return drawn + self.skip(time).float()[:, :, None, None] * x
+
+
+class Peer(nn.Module):
+    """A model with a loss and a sampler."""
+
+    samplers: tuple[str, ...]
+
+    @abstractmethod
+    def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        """Mean loss of goals (B, C, height, width) in [-1, 1]."""
+
+    @abstractmethod
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Images in [-1, 1] from noise (B, C, height, width); None where the sampler has no such number of evaluations."""
+
+
+class Diffusion(Peer):
+    """DDPM (Ho et al. 2020), sampled as such or by DDIM (Song et al. 2021)."""
+
+    def __init__(self, spec: NetworkSpec, prediction: str = "epsilon") -> None:
+        super().__init__()
+        self.samplers = ("DDPM", "DDIM") if prediction == "epsilon" else ("DDPM (x0)", "DDIM (x0)")
+        self.network = Denoiser(spec)
+        self.settings = {"num_train_timesteps": TRAIN_STEPS, "prediction_type": prediction}
+        self.schedule = DDPMScheduler(**self.settings)
+
+    def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        noise = torch.randn(goals.shape, generator=generator).to(goals.device)
+        t = torch.randint(0, TRAIN_STEPS, (len(goals),), generator=generator).to(goals.device)
+        x = self.schedule.add_noise(goals, noise, t)
+        target = (
+            noise if self.schedule.config.prediction_type == "epsilon" else self.schedule.get_velocity(goals, noise, t)
+        )
+        return F.mse_loss(self.network(x, t / TRAIN_STEPS).float(), target)
+
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
+        # "trailing": the first evaluation is at the last noise level, however few there are (Lin et al. 2024).
+        kind = DDPMScheduler if sampler.startswith("DDPM") else DDIMScheduler
+        schedule = kind(**self.settings, timestep_spacing="trailing", clip_sample=True)
+        schedule.set_timesteps(evaluations)
+        x = noise
+        for t in schedule.timesteps:
+            output = self.network(x, t.to(x.device).expand(len(x)) / TRAIN_STEPS)
+            x = schedule.step(output, t, x, generator=generator).prev_sample
+        return x
+
+
+class FlowMatching(Peer):
+    """Conditional flow matching with minibatch optimal transport (Tong et al. 2024), by Euler's or Heun's method."""
+
+    samplers = ("OT-CFM Euler", "OT-CFM Heun")
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        from torchcfm.conditional_flow_matching import ExactOptimalTransportConditionalFlowMatcher
+
+        self.network = Denoiser(spec)
+        self.matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
+
+    def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        noise = torch.randn(goals.shape, generator=generator).to(goals.device)
+        t = torch.rand(len(goals), generator=generator).to(goals.device)
+        np.random.seed(step)  # noqa: NPY002 - torchcfm draws its pairs from numpy's global generator
+        t, x, velocity = self.matcher.sample_location_and_conditional_flow(noise, goals, t=t)
+        return F.mse_loss(self.network(x, t).float(), velocity)
+
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
+        heun = sampler.endswith("Heun")
+        if heun and evaluations % 2:
+            return None
+        count = evaluations // 2 if heun else evaluations
+        x = noise
+        for i in range(count):
+            now, after = (torch.full((len(x),), j / count, device=x.device) for j in (i, i + 1))
+            slope = self.network(x, now)
+            if heun:
+                slope = (slope + self.network(x + slope / count, after)) / 2
+            x = x + slope / count
+        return x
+
+
+class VAE(Peer):
+    """Encoder, standard normal prior, decoder, and goalgen's likelihood (Kingma and Welling 2014)."""
+
+    samplers = ("VAE",)
+
+    def __init__(self, spec: NetworkSpec, levels: int, latent: int = 32, warmup: int = 500) -> None:
+        super().__init__()
+        self.encoder = make_trunk(spec, spec.shape[0], spec.depth if spec.kind == "unet" else spec.depth // 2)
+        self.decoder = make_torso(spec)
+        self.whole = spec.kind != "unet"  # only a U-Net's top needs the maps of a trunk
+        if self.whole:
+            width, positions = self.decoder.trunk.width, self.decoder.trunk.positions
+            self.decoder.trunk = nn.Identity()
+        else:
+            width, positions = self.decoder.trunk.width, self.decoder.trunk.positions
+        self.posterior = nn.Linear(self.encoder.width, 2 * latent)
+        self.enter = nn.Linear(latent, width * positions)
+        self.place = (positions, width)
+        self.head = ImageHead(self.decoder, spec, 1, 0.5)
+        self.likelihood = Likelihood(spec.shape, levels)
+        self.latent, self.warmup, self.shape = latent, warmup, spec.shape
+
+    def decode(self, z: Tensor) -> Tensor:
+        zero = torch.zeros(1, dtype=torch.int64, device=z.device)
+        tokens = self.enter(z).unflatten(1, self.place)
+        if self.whole:
+            features, _ = self.decoder.top(Middle(tokens, zero, []))
+        else:
+            middle = self.decoder.trunk(zero, torch.zeros(len(z), *self.shape, device=z.device))
+            features, _ = self.decoder.top(middle, tokens)
+        return self.head(self.decoder, zero, features)[:, 0]
+
+    def terms(self, goals: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and KL, (B,) nats each."""
+        zero = torch.zeros(1, dtype=torch.int64, device=goals.device)
+        mean, log_std = self.posterior(F.silu(self.encoder(zero, goals).tokens.mean(1))).chunk(2, -1)
+        mean, log_std = mean.float(), 5 * torch.tanh(log_std.float() / 5)
+        kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(1)
+        canvas = self.decode(mean + log_std.exp() * noise)
+        return -self.likelihood.log_prob(goals, canvas, hold_scale=True), kl
+
+    def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
+        noise = torch.randn(len(goals), self.latent, generator=generator).to(goals.device)
+        reconstruction, kl = self.terms(goals, noise)
+        return (reconstruction + min(1.0, (step + 1) / self.warmup) * kl).mean()
+
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
+        if evaluations != 1:
+            return None
+        return self.decode(torch.randn(len(noise), self.latent, generator=generator).to(noise.device))
+
+
+METHODS = ("diffusion", "diffusion (x0)", "flow matching", "VAE")
+
+
+def make_peer(method: str, spec: NetworkSpec, levels: int) -> Peer:
+    """The peer called ``method``, its weights a function of torch's global seed."""
+    if method == "diffusion":
+        return Diffusion(spec)  # its network predicts the noise
+    if method == "diffusion (x0)":
+        return Diffusion(spec, "sample")  # ... or the image
+    if method == "flow matching":
+        return FlowMatching(spec)
+    return VAE(spec, levels)
+
+
+@dataclass
+class Fitted:
+    """A trained peer."""
+
+    peer: Any
+    """with averaged weights"""
+    steps: int
+    seconds: float
+
+
+def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device: str = "cpu") -> Fitted:
+    """Train for ``settings.max_seconds``, in the way and in the precision of :mod:`goalgen.training.loop`."""
+    peer.to(device).train()
+    half = settings.precision == "bf16"
+    if settings.precision == "auto":
+        able = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_has_bfloat16()
+        half = able and sum(p.numel() for p in peer.parameters()) >= BF16_WEIGHTS
+    decayed = [p for p in peer.parameters() if p.ndim > 1]
+    plain = [p for p in peer.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.learning_rate, betas=(0.9, 0.99), fused=True,
+    )  # fmt: skip
+    ema = EMA(peer, settings.ema)  # type: ignore[arg-type]
+    order = BatchOrder(len(train), settings.batch_size, seed)
+    start, step = time.perf_counter(), 0
+    limit = settings.max_seconds or 60.0
+    while (spent := time.perf_counter() - start) < limit:
+        generator = rng.generator(seed, "peer", step)
+        seed_dropout(rng.derive_seed(seed, "dropout", step))
+        goals = to_unit(train.images[order.indices(step)], train.levels).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate(settings, step, spent / limit)
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = peer.loss(goals, generator, step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), settings.clip_norm)
+        optimizer.step()
+        step += 1
+        ema.update(peer, step)  # type: ignore[arg-type]
+    return Fitted(ema.module, step, time.perf_counter() - start)

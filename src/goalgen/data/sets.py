@@ -1,0 +1,89 @@
+"""Images in memory, and the three sets that a source is divided into."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goalgen.errors import GoalgenError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory.
+
+    Raises:
+        GoalgenError: the tensors do not fit together.
+    """
+
+    images: Tensor
+    """(N, C, height, width) uint8, grey levels 0..levels-1."""
+    levels: int
+    """Number of grey levels: 256 normally, 17 for the digits, 2 when binarised."""
+    labels: Tensor | None = None
+    """(N,) int64, or None."""
+    names: tuple[str, ...] | None = None
+    """N relative paths without extension, where the images came from a folder."""
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise GoalgenError(
+                f"images must be uint8 (N, C, height, width), not {self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if not 2 <= self.levels <= 256:
+            raise GoalgenError(f"levels must be 2 to 256, not {self.levels}")
+        if self.levels < 256 and len(self) and int(self.images.max()) >= self.levels:
+            raise GoalgenError(f"images of {self.levels} levels hold the level {int(self.images.max())}")
+        if self.labels is not None and (self.labels.shape != (len(self),) or self.labels.dtype != torch.int64):
+            raise GoalgenError(
+                f"labels must be int64 ({len(self)},), not {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+        if self.names is not None and len(self.names) != len(self):
+            raise GoalgenError(f"there are {len(self)} images but {len(self.names)} names")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, height, width)."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """Return the images at ``indices`` (integers in 0..N-1), in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(
+            self.images[chosen],
+            self.levels,
+            None if self.labels is None else self.labels[chosen],
+            None if self.names is None else tuple(self.names[i] for i in chosen.tolist()),
+        )
+
+    def fingerprint(self) -> str:
+        """Return a hash of images, labels and levels (32 hexadecimal digits), for the names of caches."""
+        digest = hashlib.blake2b(repr((tuple(self.images.shape), self.levels)).encode(), digest_size=16)
+        digest.update(self.images.contiguous().numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three sets of one source; none is empty and all have one shape."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    label_names: tuple[str, ...] | None
+    """Name of each label, where the source has them."""
+    name: str
+    """The source in a word or two, for titles."""
+    binarize: bool = False
+    """Goals are black and white: ``train`` holds grey levels to draw them from (:func:`binarize_images`), while
+    ``validation`` and ``test`` are drawn already and have 2 levels."""
