@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,23 @@ def data_folder(name: str) -> str:
     if not root or not (Path(root) / name).is_dir():
         sys.exit(f"set GOALGEN_DATA to a folder that holds {name}/train.parquet and {name}/test.parquet")
     return str(Path(root) / name)
+
+
+def fit_width(weights: Callable[[int], int], target: int, what: str, multiple: int = 2, tolerance: float = 0.05) -> int:
+    """The width, a multiple of ``multiple``, at which ``weights(width)`` comes nearest to the target; exit where none does.
+
+    Args:
+        what: the network, for the message.
+        tolerance: largest share by which the weights may be off.
+    """
+    low, high = 8, 4096
+    while high - low > multiple:
+        middle = (low + high) // (2 * multiple) * multiple
+        low, high = (middle, high) if weights(middle) <= target else (low, middle)
+    best = min((low, high), key=lambda width: abs(weights(width) - target))
+    if abs(weights(best) / target - 1) > tolerance:
+        sys.exit(f"{what}: {weights(best):,} weights are more than {tolerance:.0%} off {target:,}")
+    return best
 
 
 def machine() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RUNS, data_folder, read, write
+from common import RUNS, data_folder, fit_width, read, write
 from curve import SETUPS, width_for
 from torch import Tensor
 
@@ -87,14 +87,7 @@ def peer_width(data: str, method: str) -> int:
         peer = make_peer(method, spec_of(data, width), setup["levels"])
         return sum(p.numel() for p in peer.parameters())
 
-    low, high = 8, 2048
-    while high - low > 2:
-        middle = (low + high) // 4 * 2
-        low, high = (middle, high) if weights(middle) <= setup["weights"] else (low, middle)
-    best = min((low, high), key=lambda width: abs(weights(width) - setup["weights"]))
-    if abs(weights(best) / setup["weights"] - 1) > 0.05:
-        sys.exit(f"{method}: {weights(best):,} weights are more than 5% off {setup['weights']:,}")
-    return best
+    return fit_width(weights, setup["weights"], method)
 
 
 def spec_of(data: str, width: int) -> NetworkSpec:

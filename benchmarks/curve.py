@@ -16,7 +16,7 @@ import shutil
 import sys
 from functools import cache
 
-from common import RUNS, data_folder, goalgen, public, read, write
+from common import RUNS, data_folder, fit_width, goalgen, public, read, write
 
 from goalgen.agents import make_agents
 from goalgen.config import ModelConfig
@@ -55,14 +55,7 @@ def width_for(data: str, family: str, horizon: int) -> int:
         config = ModelConfig(**FAMILIES[family], **setup["model"], horizon=horizon, width=width, head_width=width // 2)
         return sum(count_parameters(make_agents(config, setup["shape"], setup["levels"])).values())
 
-    low, high = 8, 2048
-    while high - low > 2:
-        middle = (low + high) // 4 * 2
-        low, high = (middle, high) if weights(middle) <= setup["weights"] else (low, middle)
-    best = min((low, high), key=lambda width: abs(weights(width) - setup["weights"]))
-    if abs(weights(best) / setup["weights"] - 1) > 0.05:
-        sys.exit(f"{family} at H = {horizon}: {weights(best):,} weights are more than 5% off {setup['weights']:,}")
-    return best
+    return fit_width(weights, setup["weights"], f"{family} at H = {horizon}")
 
 
 def command(data: str, family: str, horizon: int, seed: int, seconds: float, out: str) -> list[str]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import read, write
+from common import fit_width, read, write
 from torch import Tensor
 
 SHAPE, LEVELS = (1, 28, 28), 256
@@ -39,15 +39,6 @@ GOALGEN = {
 }
 PEERS = ("diffusers + Accelerate", "torchcfm", "denoising-diffusion-pytorch")
 DIMENSIONS = {"mlp": {"depth": 4, "patch": 4}, "unet": {"depth": 2, "patch": 2}}
-
-
-def fit_width(weights: Callable[[int], int], target: int) -> int:
-    """The width (a multiple of 8) at which ``weights(width)`` comes nearest to the target."""
-    low, high = 8, 4096
-    while high - low > 8:
-        middle = (low + high) // 16 * 8
-        low, high = (middle, high) if weights(middle) <= target else (low, middle)
-    return min((low, high), key=lambda width: abs(weights(width) - target))
 
 
 # goalgen -----------------------------------------------------------------------------------------------------------
@@ -71,7 +62,7 @@ def goalgen_step(name: str, options: argparse.Namespace) -> tuple[Callable[[], A
     def weights(width: int) -> int:
         return sum(count_parameters(make_agents(model(width), SHAPE, LEVELS)).values())
 
-    width = fit_width(weights, options.weights)
+    width = fit_width(weights, options.weights, name, 8)
     images = torch.randint(0, LEVELS, (4096, *SHAPE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     data = ImageSet(images, LEVELS)
     training = TrainingConfig(batch_size=options.batch, max_steps=10**6, precision=options.precision, quiet=True)
@@ -103,7 +94,7 @@ def peer_network(options: argparse.Namespace) -> tuple[torch.nn.Module, int]:
     def weights(width: int) -> int:
         return sum(p.numel() for p in build(width).parameters())
 
-    width = fit_width(weights, options.weights)
+    width = fit_width(weights, options.weights, "the peers' network", 8)
     return build(width), weights(width)
 
 

@@ -153,7 +153,7 @@ def test_the_speed_of_a_contender_is_measured(contender):
         "--seconds",
         "0.5",
         "--weights",
-        "200000",
+        "400000",
         "--batch",
         "8",
         "--precision",
@@ -165,7 +165,7 @@ def test_the_speed_of_a_contender_is_measured(contender):
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.strip().splitlines()[-1])
     assert row["images_per_second"] > 0
-    assert abs(row["weights"] / 200_000 - 1) < 0.1
+    assert abs(row["weights"] / 400_000 - 1) < 0.05
     assert row["peak_mib"] > 0
 
 
