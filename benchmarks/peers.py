@@ -101,9 +101,7 @@ class Diffusion(Peer):
         noise = torch.randn(goals.shape, generator=generator).to(goals.device)
         t = torch.randint(0, TRAIN_STEPS, (len(goals),), generator=generator).to(goals.device)
         x = self.schedule.add_noise(goals, noise, t)
-        target = (
-            noise if self.schedule.config.prediction_type == "epsilon" else self.schedule.get_velocity(goals, noise, t)
-        )
+        target = noise if self.schedule.config.prediction_type == "epsilon" else goals
         return F.mse_loss(self.network(x, t / TRAIN_STEPS).float(), target)
 
     def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:

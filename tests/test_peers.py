@@ -65,6 +65,15 @@ def test_samplers_find_the_goal_that_a_perfect_network_points_at(method, evaluat
             torch.testing.assert_close(drawn, goal.expand_as(drawn), atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["diffusion", "diffusion (x0)", "flow matching"])
+def test_a_perfect_network_has_no_loss(method):
+    peer = peers.make_peer(method, SPEC, 256)
+    goal = tiny_goals(1, shape=(1, 4, 4))
+    peer.network = Oracle(goal, getattr(peer, "schedule", None))
+    assert peer.loss(goal.repeat(32, 1, 1, 1), torch.Generator().manual_seed(0), 0) < 1e-2
+    assert peer.loss(-goal.repeat(32, 1, 1, 1), torch.Generator().manual_seed(0), 0) > 0.1
+
+
 def test_heun_is_exact_where_the_velocity_is_linear_in_time():
     peer = peers.make_peer("flow matching", SPEC, 256)
 
