@@ -168,14 +168,25 @@ class BridgeGCAgent(GCAgent):
         goal: Tensor,
         start: Tensor,
         seen: Tensor | None,
+        before: tuple[Tensor, Tensor] | None = None,
     ) -> Independent:
-        """q(x_{h+1} | x_h, g) at steps ``h`` (B,) or (1,). (Equation 10)"""
+        """q(x_{h+1} | x_h, g) at steps ``h`` (B,) or (1,) in 1..H-1. (Equation 10)
+
+        Args:
+            before: the marginal at ``h``, where it is known already.
+        """
         mean, std = self.marginal(h + 1, environment, goal, start, seen)
-        # At step 0 rho is 0: there is no noise yet to be correlated with, and any marginal will do.
-        before_mean, before_std = self.marginal(h.clamp(min=1), environment, goal, start, seen)
+        before_mean, before_std = before or self.marginal(h, environment, goal, start, seen)
         rho, rest = (column(x) for x in self.correlation(h, environment))
         noise = (canvas - before_mean) / before_std
         return environment.action_space.policy(mean + rho * std * noise, std * rest.sqrt())
+
+    def first_step(
+        self, environment: BridgeEnvironment, goal: Tensor, start: Tensor, seen: Tensor | None
+    ) -> Independent:
+        """q(x_1 | x_0, g): the marginal itself, as there is no noise yet to be correlated with."""
+        step = torch.ones(1, dtype=torch.int64, device=goal.device)
+        return environment.action_space.policy(*self.marginal(step, environment, goal, start, seen))
 
     def policy(self, view: View) -> Distribution:
         environment = view.environment
@@ -183,6 +194,8 @@ class BridgeGCAgent(GCAgent):
         start = environment.start(view.state)
         h = torch.tensor([view.h], device=view.state.device)
         seen = self.look(view.goal, start, view.label)
+        if view.h == 0:
+            return self.first_step(environment, view.goal, start, seen)
         return self.step(h, environment, environment.canvas(view.state), view.goal, start, seen)
 
 
@@ -203,14 +216,22 @@ class LearnedBridgeGCAgent(FixedBridgeGCAgent):
     """A mean that depends on the goal, noise by pixel, and its own correlation from step to step. (Equations 9, 10)
 
     A network looks at the goal once; every step reads its features through gains of its own. When training begins it
-    is the fixed agent exactly.
+    is the fixed agent exactly. What it has to see is plain to see, so its network is a quarter as wide as the S-agent's
+    and half as deep.
     """
 
     follows_schedule = False
 
     def __init__(self, environment: BridgeEnvironment, spec: NetworkSpec) -> None:
         super().__init__(environment, spec)
-        self.torso = make_torso(dataclasses.replace(spec, dropout=0.0), 2 * spec.shape[0])
+        spec = dataclasses.replace(
+            spec,
+            dropout=0.0,
+            width=max(spec.width // 4, 1),
+            head_width=max(spec.head_width // 4, 1),
+            depth=max(spec.depth // 2, 1),
+        )
+        self.torso = make_torso(spec, 2 * spec.shape[0])
         self.head = ImageHead(self.torso, spec, 2, 0.0)
         self.gain = nn.Parameter(torch.ones(spec.horizon, self.torso.num_features))
         self.log_odds = nn.Parameter(torch.zeros(spec.horizon))

@@ -94,11 +94,11 @@ class MarginalLearner(Learner):
             kl = squared_error(goals, look.guess)
             kl = 0.5 * schedule.gain(step, (step + 1).clamp(max=horizon)) * kl
         else:
-            q = gc_agent.step(zero, environment, start, goals, start, seen)
+            q = gc_agent.first_step(environment, goals, start, seen)
             first = kl_divergence(q, s_agent.act(zero, zero + 1, state, opened))  # (B,), without a network
             kl = torch.zeros_like(first)
             if horizon > 1:
-                q = gc_agent.step(step, environment, canvas, goals, start, seen)
+                q = gc_agent.step(step, environment, canvas, goals, start, seen, before=(mean, std))
                 kl = kl_divergence(q, s_agent.act(step, step + 1, after, look))
         kl = kl.masked_fill(last, 0.0)
         loss = (first + horizon * (reconstruction + kl)).mean()
