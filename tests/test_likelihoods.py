@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goalgen.likelihoods import Likelihood, bernoulli_log_prob, discretised_logistic_log_prob
+from goalgen.likelihoods import LARGEST_SCALE, Likelihood, bernoulli_log_prob, discretised_logistic_log_prob
 
 
 def grey_levels(levels):
@@ -43,6 +43,28 @@ def test_far_tails_stay_finite_with_a_gradient():
     log_p.sum().backward()
     assert torch.isfinite(log_p).all()
     assert (mean.grad.abs() > 1).all()
+
+
+@pytest.mark.parametrize("log_scale", [-8.5, -1.0, 4.6])
+def test_outer_levels_have_a_gradient_where_it_is_due_and_none_is_nan(log_scale):
+    goals = grey_levels(256).float().requires_grad_()
+    mean, scale = torch.zeros(256, requires_grad=True), torch.full((256,), log_scale, requires_grad=True)
+    discretised_logistic_log_prob(goals, mean, scale, 256).sum().backward()
+    assert torch.isfinite(mean.grad).all()
+    assert torch.isfinite(scale.grad).all()
+    assert mean.grad[0] < 0 < mean.grad[-1]  # towards the level
+
+
+def test_a_canvas_never_seen_is_no_infinite_loss():
+    likelihood = Likelihood((1, 4, 4), 256)
+    with torch.no_grad():
+        likelihood.scale_network[-1].weight.fill_(1e3)
+    canvas = torch.full((1, 1, 4, 4), -50.0, requires_grad=True)
+    loss = -likelihood.log_prob(torch.zeros(1, 1, 4, 4), canvas)
+    loss.sum().backward()
+    assert likelihood.log_scale(canvas).max() <= math.log(LARGEST_SCALE) + 1e-4
+    assert loss < 16 * 20  # about the logarithm of the scale in grey levels, for each pixel
+    assert all(torch.isfinite(p.grad).all() for p in [canvas, *likelihood.parameters()])
 
 
 @given(st.floats(-3, 3), st.floats(-4, 2))

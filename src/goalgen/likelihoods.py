@@ -17,6 +17,13 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+LARGEST_SCALE = 100.0
+"""Scales that a network reads stay below this, fifty times the range of grey levels. (Equation 19)"""
+
+FAR = 1e6
+"""Half-width of a bin without an outer edge. Finite, so that a gradient of nothing times it is nothing."""
+
+
 def discretised_logistic_log_prob(goal: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
     """Log-probability (nats) of each pixel's level under a logistic rounded to ``levels`` grey levels.
 
@@ -29,17 +36,16 @@ def discretised_logistic_log_prob(goal: Tensor, mean: Tensor, log_scale: Tensor,
         log_scale: its log scale, broadcastable to ``goal``.
         levels: number of grey levels, at least 2.
     """
-    half = 1.0 / (levels - 1)
+    half, far = goal.new_full((), 1.0 / (levels - 1)), goal.new_full((), FAR)
+    # The two outer bins reach so far that all of their tail is inside. A goal is often broadcast, and this as small as it is.
+    up = torch.where(goal > 1 - half, far, half)
+    down = torch.where(goal < -1 + half, far, half)
     inverse = torch.exp(-log_scale)
-    upper = (goal - mean + half) * inverse
-    lower = (goal - mean - half) * inverse
+    upper, lower = (goal + up - mean) * inverse, (goal - down - mean) * inverse
     # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)): exact in the far
     # tails, where the difference of two sigmoids would round to zero.
-    below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
-    width = (2 * half * inverse).expand_as(above)
-    inside = below + above + torch.log(-torch.expm1(-width))
-    first, last = goal < -1 + half, goal > 1 - half
-    return torch.where(first, below, torch.where(last, above, inside))
+    inside = torch.log(-torch.expm1(-(up + down) * inverse))
+    return F.logsigmoid(upper) + F.logsigmoid(-lower) + inside
 
 
 def bernoulli_log_prob(goal: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -87,12 +93,13 @@ class Likelihood(nn.Module):
         flat = canvas.reshape(-1, *canvas.shape[-3:])
         height, width = canvas.shape[-2:]
         padded = F.pad(flat, (0, -width % self.patch, 0, -height % self.patch))
-        patches = F.pixel_unshuffle(padded, self.patch).movedim(1, -1)  # (N, rows, columns, C patch^2)
+        patches = F.pixel_unshuffle(padded, self.patch).movedim(1, -1).contiguous()  # (N, rows, columns, C patch^2)
         delta = F.pixel_shuffle(full_precision(self.scale_network(patches)).movedim(-1, 1), self.patch)
         delta = delta[..., :height, :width].reshape(canvas.shape)
-        # A smooth floor: a scale far below one level gains nothing and overflows.
-        floor = math.log(0.05 / (self.levels - 1))
-        return floor + F.softplus(bias + delta - floor)
+        # A smooth floor and ceiling: a scale far below one level gains nothing, and at either extreme exp() is not finite.
+        # (Far above the ceiling the difference would only be one of rounding.)
+        floor, free = math.log(0.05 / (self.levels - 1)), (bias + delta).clamp(max=30.0)
+        return floor + F.softplus(free - floor) - F.softplus(free - math.log(LARGEST_SCALE))
 
     def log_prob_map(self, goal: Tensor, canvas: Tensor, *, hold_scale: bool = False) -> Tensor:
         """log p of every pixel (nats), shape of ``canvas``; ``goal`` must be broadcastable to it.
@@ -101,7 +108,7 @@ class Likelihood(nn.Module):
             hold_scale: pass no gradient from the scales back to the canvas. With that gradient the canvas learns to
                 tell the scale network, in a texture that has nothing to do with the goal, how sure to be.
         """
-        goal, log_scale = goal.expand_as(canvas), self.log_scale(canvas.detach() if hold_scale else canvas)
+        log_scale = self.log_scale(canvas.detach() if hold_scale else canvas)
         if self.levels == 2:
             return bernoulli_log_prob(goal, canvas, log_scale)
         return discretised_logistic_log_prob(goal, canvas, log_scale, self.levels)
