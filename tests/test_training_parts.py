@@ -214,7 +214,7 @@ def test_precision_is_chosen_by_device_size_and_family(monkeypatch):
     small, large = sized_agents(16), sized_agents(512)
     assert loop.choose_precision("auto", small) == "no"
     assert loop.choose_precision("auto", large) == "bf16"
-    assert loop.choose_precision("auto", sized_agents(512, environment="proposals")) == "no"
+    assert loop.choose_precision("auto", sized_agents(512, environment="proposals")) == "bf16"
     assert loop.choose_precision("bf16", small) == "bf16"
     assert loop.choose_precision("no", large) == "no"
     monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: False)

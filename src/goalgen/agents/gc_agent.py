@@ -68,12 +68,13 @@ class Potential(nn.Module):
         if canvas.device.type == "cpu":  # few enough at once that what is computed in between stays in the cache
             size = max(1, CACHED_NUMBERS // canvas[0].numel())
         parts = zip(canvas.split(size), goal.unsqueeze(1).split(size), strict=True)
-        if h == self.horizon:
-            return torch.cat([environment.sum_by_cell(likelihood.log_prob_map(g, x)) for x, g in parts])
-        log_sigma = self.log_sigma[h]
-        weight = -0.5 * torch.exp(-2 * log_sigma)
-        phi = torch.cat([environment.sum_by_cell((x - g).square(), weight) for x, g in parts])
-        return phi - environment.sum_by_cell(log_sigma)
+        with torch.autocast(canvas.device.type, enabled=False):
+            if h == self.horizon:
+                return torch.cat([environment.sum_by_cell(likelihood.log_prob_map(g, x)) for x, g in parts])
+            log_sigma = self.log_sigma[h]
+            weight = -0.5 * torch.exp(-2 * log_sigma)
+            phi = torch.cat([environment.sum_by_cell((x - g).square(), weight) for x, g in parts])
+            return phi - environment.sum_by_cell(log_sigma)
 
 
 class GCAgent(nn.Module, ABC):

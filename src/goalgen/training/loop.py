@@ -483,9 +483,8 @@ def choose_precision(setting: str, agents: Agents) -> str:
         return setting
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # Looking at all next states of the proposals is eight times slower in bfloat16 on a CPU (benchmarks/speed.py).
     large = sum(p.numel() for p in agents.parameters()) >= BF16_WEIGHTS
-    return "bf16" if cpu_has_bfloat16() and large and agents.gc_agent.pathwise else "no"
+    return "bf16" if cpu_has_bfloat16() and large else "no"
 
 
 def cpu_has_bfloat16() -> bool:

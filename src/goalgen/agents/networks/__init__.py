@@ -1,6 +1,6 @@
 """Networks of the agents: an image and a step in, features to draw from out. See :mod:`goalgen.agents.networks.base`."""
 
-from goalgen.agents.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk
+from goalgen.agents.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk, draw
 from goalgen.agents.networks.mlp import MLPTop, MLPTrunk
 from goalgen.agents.networks.transformer import TransformerTop, TransformerTrunk
 from goalgen.agents.networks.unet import UNetTop, UNetTrunk
@@ -37,4 +37,4 @@ def make_torso(spec: NetworkSpec, channels: int | None = None) -> Torso:
     return Torso(spec, trunk, top)
 
 
-__all__ = ["ImageHead", "Middle", "NetworkSpec", "Top", "Torso", "Trunk", "make_torso", "make_trunk"]
+__all__ = ["ImageHead", "Middle", "NetworkSpec", "Top", "Torso", "Trunk", "draw", "make_torso", "make_trunk"]
