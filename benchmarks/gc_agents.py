@@ -12,7 +12,7 @@ import sys
 
 from common import RUNS, data_folder, goalgen, public, read, write
 
-PRESETS = {"digits": "digits-proposals", "fashion_mnist": "mnist-cpu", "mnist": "mnist-cpu"}
+PRESETS = {"digits": "digits-proposals", "fashion_mnist": "mnist-proposals", "mnist": "mnist-proposals"}
 
 
 def main() -> None:
