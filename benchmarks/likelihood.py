@@ -16,18 +16,10 @@ import sys
 from typing import Any
 
 from common import RUNS, data_folder, goalgen, public, read, write
+from curve import FAMILIES, FASTER, as_options, model_options, width_for
 
 HORIZONS = (1, 5, 10, 25, 50)
-LATENT = {"environment": "latent"}
-BRIDGE = {"environment": "bridge", "gc_agent": "learned"}
-CPU: dict[str, Any] = {
-    "network": "mlp",
-    "width": 384,
-    "head_width": 128,
-    "depth": 4,
-    "batch_size": 64,
-    "learning_rate": 2e-3,
-}
+MEASURED = ("latent", "learned bridge")
 GPU: dict[str, Any] = {"network": "unet", "patch": 2, "width": 48, "head_width": 32, "depth": 2, "batch_size": 256,
                        "learning_rate": 1e-3, "ema": 0.999}  # fmt: skip
 
@@ -48,9 +40,7 @@ def main() -> None:
     jobs = 1 if options.device == "cuda" else options.jobs
     results = read(name)
     done = {(row["family"], row["horizon"], row["seed"]) for row in results["rows"]}
-    families = {"latent": LATENT, "learned bridge": BRIDGE}
-    waiting = [(f, h, s) for s in options.seeds for h in options.horizons for f in families if (f, h, s) not in done]
-    size = GPU if options.device == "cuda" else CPU
+    waiting = [(f, h, s) for s in options.seeds for h in options.horizons for f in MEASURED if (f, h, s) not in done]
     while waiting:
         batch, waiting = waiting[:jobs], waiting[jobs:]
         commands, folders = [], []
@@ -68,9 +58,13 @@ def main() -> None:
                 "--picture-every",
                 "0",
             ]
-            values = {**families[family], **size, "horizon": horizon, "seed": seed, "max_seconds": options.seconds}
-            for key, value in values.items():
-                command += [f"--{key.replace('_', '-')}", str(value)]
+            if options.device == "cuda":
+                values: dict[str, Any] = {**FAMILIES[family], **GPU, "horizon": horizon}
+            else:  # as in curve.py: 3 million weights in all, at every number of steps
+                width = width_for(options.data, family, horizon)
+                values = {**model_options(options.data, family, horizon), "width": width, "head_width": width // 2}
+                values |= {"batch_size": 64, "learning_rate": FASTER}
+            command += as_options({**values, "seed": seed, "max_seconds": options.seconds})
             commands.append([*command, *(["--binarize"] if options.data == "mnist" else [])])
         threads = 8 if options.device == "cuda" else 1
         if any(p.wait() for p in [goalgen(command, threads) for command in commands]):

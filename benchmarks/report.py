@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import read
-from report_peers import compare, draw_comparison, likelihood, speed, zoo
+from report_peers import compare, draw_comparison, likelihood, speed, time_spent, zoo
 from report_steps import NAMES, cost, curve, draw_curves, large, table
 
 ROOT = Path(__file__).parent.parent
@@ -192,6 +192,7 @@ def page() -> str:
         zoo(),
         likelihood(),
         speed(),
+        time_spent(),
         gc_agents(),
         value_gap(),
         cost(),

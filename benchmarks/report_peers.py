@@ -69,6 +69,28 @@ def verdict(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     return "\n".join(parts)
 
 
+def same_quality(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """How fast each samples at the fewest evaluations at which it reaches what every peer can reach."""
+
+    def mean(numbers: list[dict[str, Any]], key: str) -> float:
+        return statistics.mean(n[key] for n in numbers)
+
+    peers = [values for name, values in found.items() if not name.startswith("goalgen")]
+    level = max(min(mean(n, "frechet_distance") for n in values.values()) for values in peers)
+    body = []
+    for name, values in found.items():
+        reached = [e for e in EVALUATIONS if e in values and mean(values[e], "frechet_distance") <= level]
+        if reached:
+            numbers = values[reached[0]]
+            body.append([name, reached[0], f"{mean(numbers, 'frechet_distance'):.2f}",
+                         f"{mean(numbers, 'sampled_images_per_second'):,.0f}"])  # fmt: skip
+    return (
+        f"Sampling at the same quality: the fewest evaluations at which the Frechet distance is at most {level:.2f}, which every "
+        f"peer reaches at some number of them; images/s on one thread:\n\n"
+        f"{table(['', 'evaluations', 'Frechet distance', 'sampled images/s'], body)}"
+    )
+
+
 def compare() -> str:
     parts = []
     for data, title in reversed(NAMES.items()):
@@ -115,6 +137,8 @@ Frechet distance by network evaluations ({first["frechet_reference"]:.2f} for he
 
 {table(["", "evaluations", *(label for _, label, _ in METRICS)], [reference, *others])}
 
+{same_quality(found)}
+
 {results["seconds"]:.0f} s each on one thread, two runs at a time, {f"{seeds} seeds (mean ± standard deviation)" if seeds > 1 else "one seed"}, {min(weights):,} to
 {max(weights):,} weights in all; {first["num_samples"]} samples; features: {first["features"]}. {about(results, f"compare.py {data} --seconds {results['seconds']:.0f}")}
 """)
@@ -144,7 +168,8 @@ def draw_comparison() -> None:
         found = lines(results["rows"])
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        families = {"goalgen latent": "#D55E00", "goalgen proposals": "#E69F00", "goalgen fixed bridge": "#0072B2"}
+        families = {"goalgen latent": "#D55E00", "goalgen proposals": "#E69F00", "goalgen learned bridge": "#56B4E9",
+                    "goalgen fixed bridge": "#0072B2"}  # fmt: skip
         for family, colour in families.items():
             points = {
                 int(e): statistics.mean(n["frechet_distance"] for n in numbers)
@@ -193,6 +218,42 @@ A peer's sampled images are at one network evaluation, goalgen's at all of its s
 take turns; ± half the range. {about(results, "speed.py")}
 """)
     return "## Speed\n\n" + "\n".join(parts) if parts else ""
+
+
+def time_spent() -> str:
+    """Where the time goes, and what each saving is worth."""
+    parts = []
+    for name in ("time_mlp", "time_unet", "time_mlp_cuda", "time_unet_cuda"):
+        results = read(name)
+        rows: Rows = results["rows"]
+        if not rows:
+            continue
+        whole = [row for row in rows if not row["saving"]]
+        kinds = list(dict.fromkeys(kind for row in whole for kind in row["parts_ms"]))
+        body = [
+            [row["contender"].removeprefix("goalgen "), *(f"{row['parts_ms'].get(kind, 0):.1f}" for kind in kinds),
+             f"{row['drawing_ms']:.1f}", f"{row['of_it_policy_ms'] / row['drawing_ms']:.0%}"]
+            for row in whole
+        ]  # fmt: skip
+        savings = [
+            [row["saving"], row["contender"].removeprefix("goalgen "), f"{row['without_ms']:.1f}", f"{row['with_ms']:.1f}",
+             f"{row['without_ms'] / row['with_ms']:.2f}", f"{row['first_steps_seconds']:.0f}"]
+            for row in rows if row["saving"]
+        ]  # fmt: skip
+        device = "GPU" if name.endswith("cuda") else f"CPU, {results['threads']} threads"
+        parts.append(f"""### {results["network"]}, batch {results["batch"]}, {device}
+
+Milliseconds of a training step, and of drawing a batch of images:
+
+{table(["", *kinds, "drawing", "of it S-agent's trunk"], body)}
+
+Savings, switched on and off in turns (ms a step):
+
+{table(["", "", "without", "with", "ratio", "seconds to the third step"], savings)}
+
+{about(results, f"where_time_goes.py --network {results['network']}")}
+""")
+    return "## Where the time goes\n\n" + "\n".join(parts) if parts else ""
 
 
 def gains(rows: Rows) -> str:

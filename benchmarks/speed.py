@@ -44,8 +44,8 @@ DIMENSIONS = {"mlp": {"depth": 4, "patch": 4}, "unet": {"depth": 2, "patch": 2}}
 # goalgen -----------------------------------------------------------------------------------------------------------
 
 
-def goalgen_step(name: str, options: argparse.Namespace) -> tuple[Callable[[], Any], int, Callable[[int], Any]]:
-    """A training step of goalgen's own loop, its number of weights, and a sampler of batches."""
+def make_trainer(name: str, options: argparse.Namespace) -> tuple[Any, int, Callable[[int], Any]]:
+    """goalgen's own training loop, its number of weights, and a sampler of batches."""
     from goalgen.agents import make_agents
     from goalgen.config import Config, ModelConfig, TrainingConfig
     from goalgen.data import ImageSet, Splits
@@ -74,7 +74,13 @@ def goalgen_step(name: str, options: argparse.Namespace) -> tuple[Callable[[], A
         noise = draw_noise(agents.environment, count, torch.Generator().manual_seed(0)).to(agents.device)
         return sample_rollout(agents, torch.zeros(count, *SHAPE, device=agents.device), noise).states[-1]
 
-    return trainer._step, weights(width), sample
+    return trainer, weights(width), sample
+
+
+def goalgen_step(name: str, options: argparse.Namespace) -> tuple[Callable[[], Any], int, Callable[[int], Any]]:
+    """A training step of that loop, its number of weights, and a sampler of batches."""
+    trainer, weights, sample = make_trainer(name, options)
+    return trainer._step, weights, sample
 
 
 # peers -------------------------------------------------------------------------------------------------------------

@@ -20,13 +20,17 @@ pytest.importorskip("diffusers")
 pytest.importorskip("torchcfm")
 
 import compare  # noqa: E402
+import curve  # noqa: E402
 import peers  # noqa: E402
 import run  # noqa: E402
 from tiny import tiny_goals  # noqa: E402
 
+from goalgen import cli  # noqa: E402
+from goalgen.agents import make_agents  # noqa: E402
 from goalgen.agents.networks import NetworkSpec  # noqa: E402
-from goalgen.config import TrainingConfig  # noqa: E402
+from goalgen.config import ModelConfig, TrainingConfig  # noqa: E402
 from goalgen.data import ImageSet, from_unit  # noqa: E402
+from goalgen.size import count_parameters  # noqa: E402
 
 SPEC = NetworkSpec("mlp", (1, 4, 4), 1, 24, 2, 12, 0.0, 4)
 
@@ -125,6 +129,54 @@ def test_contenders_have_weights_within_five_percent_on_the_digits():
         assert abs(sum(p.numel() for p in peer.parameters()) / target - 1) < 0.05
 
 
+@pytest.mark.parametrize(
+    ("family", "horizon"), [("fixed bridge", 4), ("learned bridge", 4), ("latent", 1), ("latent", 32)]
+)
+def test_families_have_weights_within_five_percent_on_larger_images(family, horizon):
+    width = curve.width_for("fashion_mnist", family, horizon)  # ends the process where it finds none
+    config = ModelConfig(**curve.model_options("fashion_mnist", family, horizon), width=width, head_width=width // 2)
+    agents = make_agents(config, (1, 28, 28), 256)
+    assert abs(sum(count_parameters(agents).values()) / curve.SETUPS["fashion_mnist"]["weights"] - 1) < 0.05
+
+
+def test_a_family_s_command_is_one_that_goalgen_takes():
+    for family, horizon in (("fixed bridge", 4), ("latent", 2)):
+        fields = curve.model_options("fashion_mnist", family, horizon)
+        with pytest.raises(SystemExit) as end:
+            cli.main(["train", *curve.as_options(fields), "--help"])
+        assert end.value.code == 0
+    assert "--no-share-steps" in curve.as_options(curve.model_options("fashion_mnist", "latent", 2))
+    assert curve.merged(["--a", "1", "--b", "2"], ["--a", "3"]) == ["--a", "3", "--b", "2"]
+
+
+@pytest.mark.parametrize("saving", ["", "fused AdamW"])
+def test_the_time_of_a_step_is_taken_apart(saving):
+    command = [
+        sys.executable,
+        "where_time_goes.py",
+        "--one",
+        "goalgen latent H=4",
+        "--saving",
+        saving,
+        "--weights",
+        "400000",
+    ]
+    command += ["--batch", "8", "--repeats", "2", "--rounds", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    if saving:
+        assert row["without_ms"] > 0
+        assert row["with_ms"] > 0
+    else:
+        parts = row["parts_ms"]
+        whole = parts.pop("whole step")
+        assert sum(parts.values()) == pytest.approx(whole)
+        assert parts["backward"] > parts["average of the weights"]
+        assert 0 < row["of_it_policy_ms"] < row["drawing_ms"]
+
+
 @pytest.mark.parametrize("contender", ["VAE", "goalgen latent H=1"])
 def test_the_harness_trains_and_measures_a_contender(tmp_path, contender):
     command = [
@@ -147,6 +199,7 @@ def test_the_harness_trains_and_measures_a_contender(tmp_path, contender):
     row = json.loads((tmp_path / "row.json").read_text())
     (numbers,) = row["evaluations"]["1"].values()
     assert numbers["frechet_distance"] > numbers["frechet_reference"] > 0
+    assert numbers["sampled_images_per_second"] > 0
     assert row["bits_per_dim"] < 8
     assert row["trained_steps"] > 5
     assert abs(row["parameters"] / 250_000 - 1) < 0.05
