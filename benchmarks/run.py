@@ -28,6 +28,9 @@ SUITE: dict[str, list[str]] = {
 }
 """Result file of each script."""
 
+BEFORE = "b241baf"
+"""The commit before goalgen's training loop was made faster; speed.py measures it too, where the git repository has it."""
+
 PLACE = RUNS / "suite"
 
 
@@ -59,12 +62,23 @@ def compare(before: dict[str, tuple[float, float]], now: dict[str, tuple[float, 
     return len(shared), far
 
 
+def has_commit(name: str) -> bool:
+    """Whether this is a git repository that holds a commit."""
+    command = ["git", "cat-file", "-e", f"{name}^{{commit}}"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False).returncode == 0
+    except OSError:  # no git
+        return False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SUITE), help="part of the suite")
     options = parser.parse_args()
     here = Path(__file__).parent
     suite = {name: SUITE[name] for name in options.only or SUITE}
+    if "speed_mlp" in suite and has_commit(BEFORE):
+        suite["speed_mlp"] = [*suite["speed_mlp"], "--before", BEFORE]
     if not os.environ.get("GOALGEN_DATA"):
         left_out = [name for name, command in suite.items() if command[1:2] in (["fashion_mnist"], ["mnist"])]
         suite = {name: command for name, command in suite.items() if name not in left_out}
