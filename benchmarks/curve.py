@@ -59,11 +59,11 @@ def model_options(data: str, family: str, horizon: int) -> dict[str, object]:
     """Fields of :class:`ModelConfig` but for the widths.
 
     On 28x28 images a latent has more numbers where there are few steps, and every step a network of its own: at the same
-    number of weights a training image then costs no more at several steps than at one.
+    number of weights a training image then costs no more at several steps than at one. (Beyond 32 they would be too narrow.)
     """
     options: dict[str, object] = {**FAMILIES[family], **SETUPS[data]["model"], "horizon": horizon}
     if data != "digits" and family == "latent":
-        options |= {"latent_size": 64 if horizon <= 4 else 16, "share_steps": horizon == 1}
+        options |= {"latent_size": 64 if horizon <= 4 else 16, "share_steps": horizon == 1 or horizon > 32}
     return options
 
 
