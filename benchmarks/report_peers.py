@@ -204,9 +204,9 @@ def speed() -> str:
         for row in sorted(rows, key=lambda r: (r["precision"], r["before"] or "", r["contender"])):
             before = f"{row['contender']} at {row['before']}" if row["before"] else row["contender"]
             body.append([before, "bfloat16" if row["precision"] == "bf16" else "float32",
-                         f"{row['images_per_second']:,.0f} ± {row['spread']:,.0f}", f"{row['peak_mib'] - row['mib_before_training']:,.0f}",
+                         f"{row['images_per_second']:,.0f} ± {row['spread']:,.0f}", f"{row['peak_mib']:,.0f}",
                          f"{row['weights']:,}", f"{1 / row['seconds_per_image']:,.0f}"])  # fmt: skip
-        head = ["", "precision", "training images/s", "memory of training, MiB", "weights", "sampled images/s"]
+        head = ["", "precision", "training images/s", "peak memory, MiB", "weights", "sampled images/s"]
         device = "GPU" if name.endswith("cuda") else f"CPU, {results['threads']} threads"
         parts.append(f"""### {results["network"]}, batch {results["batch"]}, {device}
 
@@ -214,7 +214,7 @@ def speed() -> str:
 
 {table(head, body)}
 
-A peer's sampled images are at one network evaluation, goalgen's at all of its steps. Medians of rounds in which the contenders
+A peer's sampled images are at one network evaluation, goalgen's at all of its steps. Memory is the process's, libraries included. Medians of rounds in which the contenders
 take turns; ± half the range. {about(results, "speed.py")}
 """)
     return "## Speed\n\n" + "\n".join(parts) if parts else ""

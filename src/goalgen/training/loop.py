@@ -313,11 +313,7 @@ class Trainer:
         learned: Learned = self.learner(**vars(batch), kl_weight=kl_weight(settings, step, self._done()))
         self.optimizer.zero_grad()
         self.accelerator.backward(learned.loss)
-        generative, others = self.parameters
-        norm = torch.nn.utils.clip_grad_norm_(generative, settings.clip_norm)
-        other = torch.nn.utils.clip_grad_norm_(others, settings.clip_norm) if others else norm
-        if not torch.isfinite(learned.loss + norm + other):
-            self._stop_at_nan(first_bad_tensor(learned.bound, self.agents))
+        self._check_and_clip(learned)
         self.optimizer.step()
         self.progress.step = step + 1
         self._count(learned)
@@ -328,6 +324,21 @@ class Trainer:
                 self.agents, self.ema.module, self.optimizer, generator, settings.revive_below
             )
         return learned
+
+    def _check_and_clip(self, learned: Learned) -> None:
+        """Stop at a loss or gradient that is not finite; shorten the gradients that are too long, S-agent's and GC-agent's apart.
+
+        One synchronisation for all; gradients that are short enough, as nearly all are, are not written again.
+        """
+        gradients = [[p.grad for p in group if p.grad is not None] for group in self.parameters if group]
+        norms = [torch.nn.utils.get_total_norm(part) for part in gradients]
+        loss, *lengths = torch.stack([learned.loss.detach().float(), *norms]).tolist()
+        if not math.isfinite(loss + sum(lengths)):
+            self._stop_at_nan(first_bad_tensor(learned.bound, self.agents))
+        longest = self.settings.clip_norm
+        for group, norm, length in zip((g for g in self.parameters if g), norms, lengths, strict=True):
+            if length > longest:
+                torch.nn.utils.clip_grads_with_norm_(group, longest, norm)
 
     def _stop_at_nan(self, culprit: str) -> None:
         kept = list_checkpoints(self.config.out)
