@@ -86,6 +86,10 @@ def curve() -> str:
                 for h in horizons
             ]
             tables.append(f"{label}:\n\n{table(['H', *FAMILIES, 'best learned / fixed'], body)}")
+        body = [[str(h), *(cell(of(rows, f, h, "trained_steps"), 0) for f in FAMILIES)] for h in horizons]
+        tables.append(
+            f"Steps of training in these seconds. {results.get('remark', '')}\n\n{table(['H', *FAMILIES], body)}"
+        )
         weights = [sum(row["parameters"].values()) for row in rows]
         seeds = len({row["seed"] for row in rows})
         first = rows[0]
