@@ -46,8 +46,8 @@ SETUPS = {
 SETUPS["mnist"] = SETUPS["fashion_mnist"]
 
 FASTER = 4e-3
-"""Learning rate on 28x28 images of what takes several evaluations a step of training or carries a GC-agent's network along,
-and so takes fewer steps in the same seconds; of 2e-3 and this the better for each, by trials of one seed."""
+"""Learning rate on 28x28 images of the families whose GC-agent learns, which take fewer steps in the same seconds; of 2e-3 and
+this the better for each, by trials of one seed."""
 
 
 def rate_for(data: str, family: str) -> list[str]:
