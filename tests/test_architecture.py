@@ -26,7 +26,8 @@ LAYERS: list[tuple[str, str]] = [
     ("likelihood", "likelihoods"),
     (
         "environment",
-        "environments environments.base environments.bridge environments.checker environments.latent environments.proposals",
+        "environments environments.base environments.bridge environments.checker environments.latent environments.mixture "
+        "environments.proposals",
     ),
     (
         "agents",

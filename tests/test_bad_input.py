@@ -131,6 +131,15 @@ SETTINGS: dict[str, Case] = {
     "horizon 0": (lambda w: w.train(horizon=0), "--horizon must be at least 1, not 0"),
     "one proposal": (lambda w: w.train(num_proposals=1), "--num-proposals must be at least 2"),
     "grid larger than the image": (lambda w: w.train(grid=9), "grid 9 does not fit an image of 8x8"),
+    "no mode": (lambda w: w.train(latent_modes=0), "--latent-modes must be at least 1, not 0"),
+    "start not read by a shared network": (
+        lambda w: w.train(read_start=False),
+        "--no-read-start needs --no-share-steps",
+    ),
+    "start not read by a U-Net": (
+        lambda w: w.train(environment="latent", horizon=1, read_start=False, network="unet", patch=2),
+        "--no-read-start needs --network mlp, not unet",
+    ),
     "dropout 1.5": (lambda w: w.train(dropout=1.5), "--dropout"),
     "dropout not a number": (lambda w: w.train(dropout="nan"), "--dropout"),
     "step size 0": (lambda w: w.train(step_size=0), "--step-size must be above 0"),

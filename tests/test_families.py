@@ -34,6 +34,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "environment": "latent", "latent_size": 3, "recompute": True, "kl_warmup_steps": 10, "learn_step_size": True,
     },
     "latent, networks of their own": {"environment": "latent", "latent_size": 3, "share_steps": False},
+    "latent, mixture, start not read": {
+        "environment": "latent", "latent_size": 3, "latent_modes": 4, "share_steps": False, "read_start": False,
+    },
+    "latent, map of mixtures": {
+        "environment": "latent", "latent_size": 2, "latent_modes": 3, "network": "unet", "patch": 2,
+    },
+    "latent, mixture, label, start not read": {
+        "environment": "latent", "latent_size": 3, "latent_modes": 4, "horizon": 1, "read_start": False, "condition": "label",
+    },
     "latent, map": {"environment": "latent", "latent_size": 2, "network": "unet", "patch": 2},
     "fixed bridge": {"environment": "bridge", "gc_agent": "fixed"},
     "fixed bridge, free variance": {"environment": "bridge", "gc_agent": "fixed", "learn_variance": True},

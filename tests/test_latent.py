@@ -6,9 +6,19 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from tiny import tiny_goals
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Independent, Normal, SigmoidTransform, TransformedDistribution, Uniform
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    SigmoidTransform,
+    TransformedDistribution,
+    Uniform,
+)
 from torch.distributions.kl import kl_divergence
 from torch.distributions.multivariate_normal import MultivariateNormal
 
@@ -17,7 +27,7 @@ from goalgen.agents.latent import LARGEST_LOG_STD, bounded
 from goalgen.agents.networks import NetworkSpec
 from goalgen.bound import bound, importance_weighted_bound
 from goalgen.config import ModelConfig
-from goalgen.environments import Continuous, LatentEnvironment
+from goalgen.environments import Continuous, GaussianMixture, LatentEnvironment
 from goalgen.learners import PathwiseLearner, active_units, make_learner
 from goalgen.rollout import draw_noise, rollout, sample_rollout
 
@@ -144,9 +154,10 @@ def test_trained_bound_reaches_the_known_likelihood():
 # Gradients and memory
 
 
-def test_gradient_agrees_with_finite_differences():
+@pytest.mark.parametrize("changes", [{}, {"latent_modes": 3}, {"share_steps": False, "read_start": False}])
+def test_gradient_agrees_with_finite_differences(changes):
     """In both agents at once, with the noise held."""
-    agents = latent(2)
+    agents = latent(2, **changes)
     noise = noise_for(agents, 6)
 
     def total() -> Tensor:
@@ -197,8 +208,9 @@ def test_kl_weight_is_in_the_loss_and_not_in_the_bound():
     torch.testing.assert_close(whole.loss - half.loss, 0.5 * whole.bound.kl.sum(0).mean())
 
 
-def test_more_trajectories_tighten_the_bound():
-    agents = latent(2)
+@pytest.mark.parametrize("modes", [1, 4])
+def test_more_trajectories_tighten_the_bound(modes):
+    agents = latent(2, latent_modes=modes)
     means = []
     with torch.no_grad():
         for k in (1, 4, 32):
@@ -271,3 +283,135 @@ def test_unshared_steps_have_networks_of_their_own():
         own.s_agent.prior[1].bias.add_(1.0)
         after = [own.s_agent(h, START).policy.mean for h in range(3)]
     assert [bool((a != b).any()) for a, b in zip(before, after, strict=True)] == [False, True, False]
+
+
+# Mixtures
+
+
+def mixture(seed: int = 0, positions: int = 2, modes: int = 4, size: int = 3, batch: int = 1) -> GaussianMixture:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return GaussianMixture(
+        draw(batch, positions, size), draw(batch, positions, size).exp(), draw(batch, positions, modes),
+        2 * draw(modes, size), (0.3 * draw(modes, size)).exp(),
+    )  # fmt: skip
+
+
+def by_torch(p: GaussianMixture) -> Independent:
+    """The same, by torch's own class."""
+    mean = p.center.unsqueeze(-2) + p.scale.unsqueeze(-2) * p.mode_mean
+    modes = Independent(Normal(mean, p.scale.unsqueeze(-2) * p.mode_std), 1)
+    return Independent(MixtureSameFamily(Categorical(logits=p.log_weight), modes), 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mixture_has_the_density_and_moments_of_torchs(seed):
+    ours = mixture(seed)
+    theirs = by_torch(ours)
+    torch.manual_seed(seed)
+    values = theirs.sample((50,))
+    torch.testing.assert_close(
+        torch.stack([ours.log_prob(v) for v in values]), torch.stack([theirs.log_prob(v) for v in values])
+    )
+    torch.testing.assert_close(ours.mean, theirs.mean)
+    torch.testing.assert_close(ours.variance, theirs.variance)
+
+
+def test_actions_of_a_mixture_follow_its_density():
+    """Every number against the distribution function of its marginal (Kolmogorov-Smirnov)."""
+    count = 4000
+    one = mixture(5, batch=1)
+    many = GaussianMixture(
+        one.center.expand(count, -1, -1), one.scale.expand(count, -1, -1), one.log_weight.expand(count, -1, -1),
+        one.mode_mean, one.mode_std,
+    )  # fmt: skip
+    space = Continuous((2, 3), mixed=True)
+    drawn = space.sample(many, space.noise(count, torch.Generator().manual_seed(1)).double())
+    for position in range(2):
+        for i in range(3):
+            where = one.center[0, position, i] + one.scale[0, position, i] * one.mode_mean[:, i]
+            width = one.scale[0, position, i] * one.mode_std[:, i]
+            weight = one.log_weight[0, position].exp()
+
+            def distribution(x, where=where, width=width, weight=weight):
+                cdf = Normal(where, width).cdf(torch.as_tensor(x).unsqueeze(-1))
+                return (cdf * weight).sum(-1).numpy()
+
+            assert stats.kstest(drawn[:, position, i].numpy(), distribution).pvalue > 1e-3
+    # ... and numbers of one position belong to one mode: what they have in common is that of the mixture.
+    expected = torch.cov(by_torch(one).sample((100_000,))[:, 0, 0].T)
+    torch.testing.assert_close(torch.cov(drawn[:, 0].T), expected, atol=0.08 * float(expected.diag().max()), rtol=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_divergence_from_a_mixture_is_that_of_the_best_choice_of_modes(seed):
+    """Least over all ways to choose a mode, then act; no less than the divergence of the actions alone; exact for one mode."""
+    p = mixture(seed, positions=1)
+    generator = torch.Generator().manual_seed(seed + 10)
+    mean, log_std = torch.randn(2, 1, 1, 3, generator=generator, dtype=torch.float64)
+    q = Continuous((1, 3), mixed=True).policy(mean, (0.3 * log_std).exp())
+    ours = kl_divergence(q, p)
+    modes = [
+        Independent(Normal(p.center + p.scale * m, p.scale * s), 2)
+        for m, s in zip(p.mode_mean, p.mode_std, strict=True)
+    ]
+    each = torch.stack([kl_divergence(q, mode) for mode in modes])[:, 0]
+    weight = p.log_weight[0, 0]
+
+    def joint(choice: Tensor) -> Tensor:
+        return (choice.exp() * (choice - weight + each)).sum()
+
+    best = (weight - each).log_softmax(0)
+    torch.testing.assert_close(ours[0], joint(best))
+    others = torch.randn(200, 4, generator=generator, dtype=torch.float64).log_softmax(-1)
+    assert all(joint(other) >= ours[0] for other in others)
+    draws = q.rsample((100_000,))
+    difference = q.log_prob(draws) - by_torch(p).log_prob(draws)
+    assert difference.mean() - 5 * difference.std() / 300 < ours
+    alone = GaussianMixture(p.center, p.scale, p.log_weight[..., :1], p.mode_mean[:1], p.mode_std[:1])
+    torch.testing.assert_close(kl_divergence(q, alone)[0], each[0])
+
+
+def test_bound_with_a_mixture_is_no_less_than_without_its_choices():
+    """The importance-weighted estimate, which sums the modes up, is below the bound, which pays for choosing one."""
+    agents = latent(1, latent_modes=3)
+    with torch.no_grad():
+        noise = torch.stack([noise_for(agents, 6, seed) for seed in range(200)])
+        paid = torch.stack([bound(agents, rollout(agents, START, GOALS, n)).total for n in noise]).mean(0)
+        summed = torch.stack([importance_weighted_bound(agents, START, GOALS, n.unsqueeze(0)) for n in noise]).mean(0)
+    assert (paid > summed - 1e-6).all()
+    assert (paid - summed).max() > 0.01
+
+
+def test_sharpened_mixture_stays_nearer_to_its_likeliest_mode():
+    p = mixture(2, batch=1)
+    cold = p.sharpened(0.05)
+    assert cold.log_weight.exp().max() > 0.99
+    torch.testing.assert_close(p.sharpened(1.0).log_weight, p.log_weight)
+    assert (cold.variance < p.variance).all()
+    assert (p.sharpened(2.0).mode_std > p.mode_std).all()
+
+
+# A start that is not read
+
+
+def test_start_that_is_not_read_changes_no_decision_and_stays_on_the_canvas():
+    agents = latent(2, share_steps=False, read_start=False)
+    noise, other = noise_for(agents, 6), START + 0.3
+    first, second = agents.s_agent(0, START).policy, agents.s_agent(0, other).policy
+    assert torch.equal(first.mean.expand_as(second.mean), second.mean)
+    with torch.no_grad():
+        near, far = (rollout(agents, start, GOALS, noise) for start in (START, other))
+    torch.testing.assert_close(far.states[1] - near.states[1], other)
+    with torch.no_grad():
+        agents.s_agent.prior[1].weight.normal_(generator=torch.Generator().manual_seed(0))
+        one, two = (agents.s_agent(1, canvas).policy.mean for canvas in (START, other))
+    assert (one - two).abs().max() > 1e-6
+
+
+def test_start_that_is_not_read_saves_weights():
+    whole, less = (sum(p.numel() for p in latent(1, read_start=r).parameters()) for r in (True, False))
+    assert less < whole

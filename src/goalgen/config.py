@@ -78,11 +78,16 @@ class ModelConfig:
     """Learn alpha_h, one for every step, starting from --step-size."""
     latent_size: int = 16
     """latent: numbers in a latent."""
+    latent_modes: int = 1
+    """latent: Gaussians that the S-agent's policy mixes at every step, so that it may have gaps where no image is."""
     latent_map: bool = True
     """latent: one latent at every position of the network's coarsest map, rather than one for the image (an mlp has
     one position)."""
     share_steps: bool = True
     """latent: one network, told the step, rather than one for every step."""
+    read_start: bool = True
+    """latent: the networks of the first step look at the canvas. Not worth their weights where every episode begins from the
+    same image; they can do without if they are mlps that serve no other step."""
     log_snr: tuple[float, float] = (-3.0, 5.0)
     """bridge: logarithm of the signal-to-noise ratio after the first step and after the last (their middle, if there is
     only one)."""

@@ -17,7 +17,7 @@ from torch.distributions.kl import kl_divergence
 from torch.utils.checkpoint import checkpoint
 
 from goalgen.agents import Agents, Decision, View
-from goalgen.environments import Discrete, Environment
+from goalgen.environments import Discrete, Environment, GaussianMixture
 from goalgen.errors import GoalgenError
 
 
@@ -176,14 +176,15 @@ def sample_rollout(
     state = environment.initial(start)
     states, actions = [state], []
     log_prob = torch.zeros(len(start), device=start.device)
-    for i, (h, to) in enumerate(pairwise(path)):
-        decision = agents.s_agent.skip(h, to, state, label)
-        policy = decision.policy if temperature == 1.0 else _sharpen(environment, decision.policy, temperature)
-        action = environment.action_space.sample(policy, noise[i])
-        log_prob = log_prob + policy.log_prob(action)
-        state = environment.transition(steps(h, state), state, action, decision.proposals)
-        states.append(state)
-        actions.append(action)
+    with environment.held():
+        for i, (h, to) in enumerate(pairwise(path)):
+            decision = agents.s_agent.skip(h, to, state, label)
+            policy = decision.policy if temperature == 1.0 else _sharpen(environment, decision.policy, temperature)
+            action = environment.action_space.sample(policy, noise[i])
+            log_prob = log_prob + policy.log_prob(action)
+            state = environment.transition(steps(h, state), state, action, decision.proposals)
+            states.append(state)
+            actions.append(action)
     return Samples(torch.stack(states), torch.stack(actions), log_prob)
 
 
@@ -193,4 +194,6 @@ def _sharpen(environment: Environment, policy: Distribution, temperature: float)
         assert isinstance(policy, Independent)
         assert isinstance(policy.base_dist, Categorical)
         return space.policy(policy.base_dist.logits / temperature)
+    if isinstance(policy, GaussianMixture):
+        return policy.sharpened(temperature)
     return space.policy(policy.mean, policy.stddev * temperature**0.5)

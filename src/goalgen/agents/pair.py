@@ -97,6 +97,7 @@ def check_model_config(config: ModelConfig) -> None:
         ("num_proposals", 2),
         ("grid", 1),
         ("latent_size", 1),
+        ("latent_modes", 1),
         ("width", 1),
         ("depth", 1 if config.network == "unet" else 0),
         ("head_width", 1),
@@ -109,6 +110,10 @@ def check_model_config(config: ModelConfig) -> None:
         raise GoalgenError(f"--dropout must be at least 0 and below 1, not {config.dropout}")
     if config.step_size is not None and not 0 < config.step_size < math.inf:
         raise GoalgenError(f"--step-size must be above 0 and finite, not {config.step_size}")
+    if not config.read_start and config.horizon > 1 and config.share_steps:
+        raise GoalgenError(
+            "--no-read-start needs --no-share-steps where there is more than one step: one network reads all"
+        )
     if config.environment not in ("auto", *FAMILIES):
         raise GoalgenError(f"no environment is called {config.environment!r}; there are: auto, {', '.join(FAMILIES)}")
 
@@ -132,10 +137,13 @@ def make_proposals(config: ModelConfig, spec: NetworkSpec) -> tuple[Environment,
 
 def make_latent(config: ModelConfig, spec: NetworkSpec) -> tuple[Environment, SAgent]:
     """The world of Gaussian latents."""
-    s_agent = LatentSAgent(spec, config.latent_size, config.latent_map, config.share_steps)
-    environment = LatentEnvironment(
-        spec.shape, config.horizon, s_agent.latent_shape, config.step_size or 1.0, config.learn_step_size
+    s_agent = LatentSAgent(
+        spec, config.latent_size, config.latent_map, config.share_steps, config.latent_modes, config.read_start
     )
+    environment = LatentEnvironment(
+        spec.shape, config.horizon, s_agent.latent_shape, config.step_size or 1.0, config.learn_step_size,
+        mixed=config.latent_modes > 1,
+    )  # fmt: skip
     return environment, s_agent
 
 
@@ -172,7 +180,7 @@ def gc_agent_of(config: ModelConfig, environment: Environment, spec: NetworkSpec
     """
     kind = config.gc_agent
     if isinstance(environment, LatentEnvironment) and kind in ("auto", "encoder"):
-        return EncoderGCAgent(environment, spec, config.share_steps)
+        return EncoderGCAgent(environment, spec, config.share_steps, config.read_start)
     if isinstance(environment, BridgeEnvironment) and kind in ("auto", "learned"):
         return LearnedBridgeGCAgent(environment, spec)
     if isinstance(environment, BridgeEnvironment) and kind == "fixed":

@@ -12,6 +12,7 @@ from goalgen.environments.base import (
 from goalgen.environments.bridge import BridgeEnvironment, Reading, Schedule, even_schedule
 from goalgen.environments.checker import check_environment
 from goalgen.environments.latent import Decoder, LatentEnvironment
+from goalgen.environments.mixture import GaussianMixture
 from goalgen.environments.proposals import ProposalsEnvironment
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Decoder",
     "Discrete",
     "Environment",
+    "GaussianMixture",
     "LatentEnvironment",
     "ProposalsEnvironment",
     "Reading",

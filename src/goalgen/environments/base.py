@@ -7,12 +7,15 @@ method is a function of its arguments alone; randomness comes in as noise, never
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from goalgen.environments.mixture import GaussianMixture
 
 
 class ActionSpace(Protocol):
@@ -66,9 +69,14 @@ class Discrete:
 
 @dataclass(frozen=True)
 class Continuous:
-    """A Gaussian action of any shape. Action: (B, *shape) float32, reparameterised."""
+    """A Gaussian action of any shape. Action: (B, *shape) float32, reparameterised.
+
+    Where the S-agent's policy mixes several Gaussians (:class:`GaussianMixture`), the noise has one number more at every
+    position, to choose among them; a policy that is one Gaussian does not read it.
+    """
 
     size: tuple[int, ...]
+    mixed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,13 +87,15 @@ class Continuous:
         return Independent(Normal(mean, std, validate_args=False), len(self.size), validate_args=False)
 
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(batch, *self.size, generator=generator)
+        return torch.randn(batch, *self.size[:-1], self.size[-1] + self.mixed, generator=generator)
 
     def sample(self, policy: Distribution, noise: Tensor) -> Tensor:
-        return policy.mean + policy.stddev * noise
+        if isinstance(policy, GaussianMixture):
+            return policy.take(noise)
+        return policy.mean + policy.stddev * self.uniform(noise)
 
     def uniform(self, noise: Tensor) -> Tensor:
-        return noise
+        return noise[..., : self.size[-1]] if self.mixed else noise
 
 
 def action_probs(policy: Distribution) -> Tensor:
@@ -113,6 +123,10 @@ class Environment(nn.Module, ABC):
     action_space: Discrete | Continuous
     differentiable: bool
     """Whether gradients pass from a state back to the action, the proposals and the state before."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """A context in which no weight changes, so that what depends on them alone need be computed only once."""
+        return nullcontext()
 
     def initial(self, canvas: Tensor) -> Tensor:
         """State x_0 (B, *state_shape) whose canvas is the user's initial state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +131,9 @@ class BridgeEnvironment(Environment):
         self.state_shape = (2 * shape[0], *shape[1:])
         self.action_space = Continuous(shape)
         self.schedule = schedule
+
+    def held(self) -> AbstractContextManager[None]:
+        return self.schedule.held()
 
     def initial(self, canvas: Tensor) -> Tensor:
         return torch.cat([canvas, canvas], 1)

@@ -22,6 +22,7 @@ class LatentEnvironment(Environment):
         latent_shape: (positions, k) of an action.
         step_size: alpha_h, the same at every step.
         learn_step_size: learn alpha_h (kept positive through its logarithm).
+        mixed: whether the S-agent's policy is a mixture of Gaussians.
     """
 
     action_space: Continuous
@@ -34,11 +35,12 @@ class LatentEnvironment(Environment):
         latent_shape: tuple[int, int],
         step_size: float = 1.0,
         learn_step_size: bool = False,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
         self.horizon = horizon
         self.state_shape = shape
-        self.action_space = Continuous(latent_shape)
+        self.action_space = Continuous(latent_shape, mixed)
         log_alpha = torch.full((horizon,), float(step_size)).log()
         self.log_alpha = nn.Parameter(log_alpha, requires_grad=learn_step_size)
 

@@ -57,7 +57,7 @@ class MarginalLearner(Learner):
         assert isinstance(gc_agent, BridgeGCAgent)
         assert isinstance(s_agent, BridgeSAgent)
         assert steps is not None
-        with environment.schedule.held():
+        with environment.held():
             return self._learn(environment, gc_agent, s_agent, start, goals, noise[0], label, steps)
 
     def _learn(

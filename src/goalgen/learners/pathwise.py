@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from goalgen.agents.latent import frame
 from goalgen.bound import Bound, bound
 from goalgen.learners.base import Learned, Learner
 from goalgen.rollout import Trajectory, rollout
@@ -39,11 +40,12 @@ class PathwiseLearner(Learner):
 def active_units(trajectory: Trajectory, threshold: float = 0.01) -> Tensor:
     """Numbers of every step's action that tell goals apart, (H,) int64: how much of a latent is in use.
 
-    A number is active when its posterior mean, in standard deviations of the prior and measured from the prior's mean,
-    varies over the goals by more than ``threshold`` (variance; after Burda et al. 2016, section 4).
+    A number is active when its posterior mean, in standard deviations of the prior and measured from the prior's mean (scale
+    and center of a mixture), varies over the goals by more than ``threshold`` (variance; after Burda et al. 2016, section 4).
     """
     counts = []
     for q, decision in zip(trajectory.q, trajectory.decisions, strict=True):
-        offset = (q.mean - decision.policy.mean) / decision.policy.stddev
+        center, scale = frame(decision.policy)
+        offset = (q.mean - center) / scale
         counts.append((offset.flatten(1).var(0, correction=0) > threshold).sum())
     return torch.stack(counts)

@@ -1,7 +1,7 @@
 """Networks of the agents: an image and a step in, features to draw from out. See :mod:`goalgen.agents.networks.base`."""
 
 from goalgen.agents.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk, draw
-from goalgen.agents.networks.mlp import MLPTop, MLPTrunk
+from goalgen.agents.networks.mlp import MLPOpening, MLPTop, MLPTrunk
 from goalgen.agents.networks.transformer import TransformerTop, TransformerTrunk
 from goalgen.agents.networks.unet import UNetTop, UNetTrunk
 from goalgen.errors import GoalgenError
@@ -26,13 +26,21 @@ def make_trunk(spec: NetworkSpec, channels: int, depth: int) -> Trunk:
     return trunk
 
 
-def make_torso(spec: NetworkSpec, channels: int | None = None) -> Torso:
+def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = True) -> Torso:
     """A whole network for canvases of so many channels (unset: those of the images it draws).
 
     The U-Net has ``depth`` blocks at every size on both ways; the others share theirs between the halves.
+
+    Args:
+        reads: whether it looks at the canvas at all; an mlp that does not has no trunk.
+
+    Raises:
+        GoalgenError: no network has this name, its patch does not divide the image, or only an mlp can do without a trunk.
     """
+    if not reads and spec.kind != "mlp":
+        raise GoalgenError(f"--no-read-start needs --network mlp, not {spec.kind}")
     first = spec.depth if spec.kind == "unet" else spec.depth // 2
-    trunk = make_trunk(spec, spec.shape[0] if channels is None else channels, first)
+    trunk = make_trunk(spec, spec.shape[0] if channels is None else channels, first) if reads else MLPOpening(spec)
     top: Top = KINDS[spec.kind][1](spec, spec.depth if spec.kind == "unet" else spec.depth - first)
     return Torso(spec, trunk, top)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,6 +45,19 @@ class MLPTrunk(Trunk):
         for block in self.blocks:
             x = block(x, h)
         return Middle(x.unsqueeze(1), h, [])
+
+
+class MLPOpening(Trunk):
+    """Stands for a trunk where there is nothing to read, as every canvas is the same: a vector (for every label)."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.positions, self.width = 1, spec.width
+        self.vector = nn.Parameter(torch.randn(max(spec.num_labels, 1), spec.width) * 0.1)
+
+    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> Middle:
+        rows = self.vector.expand(len(image), -1) if label is None else self.vector[label]
+        return Middle(rows.unsqueeze(1), h, [])
 
 
 class MLPTop(Top):
