@@ -196,10 +196,14 @@ class VAE(Peer):
         reconstruction, kl = self.terms(goals, noise)
         return (reconstruction + min(1.0, (step + 1) / self.warmup) * kl).mean()
 
-    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
+    def draw(
+        self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator, temperature: float = 1.0
+    ) -> Tensor | None:
+        """Decoded latents, from the prior with its variance times ``temperature``."""
         if evaluations != 1:
             return None
-        return self.decode(torch.randn(len(noise), self.latent, generator=generator).to(noise.device))
+        z = torch.randn(len(noise), self.latent, generator=generator).to(noise.device)
+        return self.decode(z * temperature**0.5)
 
 
 METHODS = ("diffusion", "diffusion (x0)", "flow matching", "VAE")

@@ -34,7 +34,7 @@ def lines(rows: Rows) -> dict[str, dict[str, list[dict[str, Any]]]]:
     for row in rows:
         for evaluations, samplers in row["evaluations"].items():
             for sampler, numbers in samplers.items():
-                name = row["contender"] if sampler == "goalgen" else sampler
+                name = sampler.replace("goalgen", row["contender"], 1)  # a peer is called as its sampler
                 found.setdefault(name, {}).setdefault(evaluations, []).append(numbers)
     return found
 
@@ -173,11 +173,18 @@ def draw_comparison() -> None:
         for family, colour in families.items():
             points = {
                 int(e): statistics.mean(n["frechet_distance"] for n in numbers)
-                for name, values in found.items() if name.startswith(family) for e, numbers in values.items()
+                for name, values in found.items() if name.startswith(family) and "one mode" not in name and "temp" not in name
+                for e, numbers in values.items()
             }  # fmt: skip
-            if points:
-                xs = sorted(points)
-                axes.plot(xs, [points[x] for x in xs], marker="o", color=colour, label=family)
+            wide = {
+                int(e): statistics.mean(n["frechet_distance"] for n in numbers)
+                for name, values in found.items() if name.startswith(family) and "temperature" in name and "one mode" not in name
+                for e, numbers in values.items()
+            }  # fmt: skip
+            for some, line, word in ((points, "-", ""), (wide, "-.", ", widened")):
+                if some:
+                    xs = sorted(some)
+                    axes.plot(xs, [some[x] for x in xs], line, marker="o", color=colour, label=family + word)
         for style, (name, values) in zip(
             "sv^Dx*", [f for f in found.items() if not f[0].startswith("goalgen")], strict=False
         ):
@@ -189,7 +196,7 @@ def draw_comparison() -> None:
         axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Frechet distance", title=title)
         axes.set_xticks([int(e) for e in EVALUATIONS], list(EVALUATIONS))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=7, ncols=2)
         figure.savefig(PICTURES / f"compare-{data}.png", dpi=110)
 
 

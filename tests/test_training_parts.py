@@ -36,6 +36,22 @@ def test_average_with_warm_up_is_the_weighted_sum_of_all_weights_seen():
     torch.testing.assert_close(ema.module.s_agent.weight.double(), expected, rtol=0, atol=1e-6)
 
 
+def test_average_of_a_long_run_takes_in_every_fourth_step():
+    """... with the decay to the fourth power: close to the average of all steps, were weights to move slowly."""
+    agents = tiny_agents()
+    weight = agents.s_agent.weight
+    sparse, every = EMA(agents, 0.99), weight.detach().double().clone()
+    for step in range(1, 2001):
+        with torch.no_grad():
+            weight.fill_(math.sin(step / 300))
+        before = sparse.module.s_agent.weight.clone()
+        sparse.update(agents, step)
+        keep = min(0.99, (1 + step) / (10 + step))
+        every = keep * every + (1 - keep) * weight.detach().double()
+        assert torch.equal(before, sparse.module.s_agent.weight) == (step > 1000 and step % 4 > 0)
+    torch.testing.assert_close(sparse.module.s_agent.weight.double(), every, rtol=0, atol=6e-3)
+
+
 def test_average_of_weights_that_do_not_move_is_those_weights():
     agents = tiny_agents()
     ema = EMA(agents, 0.99)
