@@ -27,6 +27,8 @@ from goalgen.training import ema
 
 Switch = Callable[[Any, bool], None]
 
+FROM = ema.FROM
+
 
 def fused(trainer: Any, on: bool) -> None:
     """AdamW as one pass over weights and moments, or in torch's own default form."""
@@ -50,7 +52,7 @@ def compiled(trainer: Any, on: bool) -> None:
 
 def some_steps(trainer: Any, on: bool) -> None:
     """The average of the weights over every fourth step, or over every one."""
-    ema.FROM = 1000 if on else 10**9
+    ema.FROM = FROM if on else 10**9
 
 
 SAVINGS: dict[str, tuple[Switch, tuple[str, ...], bool]] = {

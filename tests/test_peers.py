@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ import compare  # noqa: E402
 import curve  # noqa: E402
 import peers  # noqa: E402
 import run  # noqa: E402
-from tiny import tiny_goals  # noqa: E402
+import where_time_goes  # noqa: E402
+from tiny import tiny_agents, tiny_goals  # noqa: E402
 
 from goalgen import cli  # noqa: E402
 from goalgen.agents import make_agents  # noqa: E402
@@ -31,6 +33,7 @@ from goalgen.agents.networks import NetworkSpec  # noqa: E402
 from goalgen.config import ModelConfig, TrainingConfig  # noqa: E402
 from goalgen.data import ImageSet, from_unit  # noqa: E402
 from goalgen.size import count_parameters  # noqa: E402
+from goalgen.training.ema import EMA  # noqa: E402
 
 SPEC = NetworkSpec("mlp", (1, 4, 4), 1, 24, 2, 12, 0.0, 4)
 
@@ -129,6 +132,18 @@ def test_contenders_have_weights_within_five_percent_on_the_digits():
         assert abs(sum(p.numel() for p in peer.parameters()) / target - 1) < 0.05
 
 
+@pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["goalgen latent H=1", "goalgen latent H=8", "goalgen learned bridge H=50"])
+def test_goalgen_s_contenders_have_weights_within_five_percent(data, name):
+    contender, setup = compare.CONTENDERS[name], compare.SETUPS[data]
+    width = compare.width_of(contender, data)  # ends the process where it finds none
+    config = ModelConfig(**compare.options_of(contender, data), width=width, head_width=width // 2)
+    agents = make_agents(config, setup["shape"], setup["levels"])
+    assert abs(sum(count_parameters(agents).values()) / setup["weights"] - 1) < 0.05
+    modes = getattr(agents.s_agent, "modes", 1)
+    assert modes == (compare.MODES[data] if contender.family == "latent" else 1)
+
+
 @pytest.mark.parametrize(
     ("family", "horizon"), [("fixed bridge", 4), ("learned bridge", 4), ("latent", 1), ("latent", 32)]
 )
@@ -147,6 +162,26 @@ def test_a_family_s_command_is_one_that_goalgen_takes():
         assert end.value.code == 0
     assert "--no-share-steps" in curve.as_options(curve.model_options("fashion_mnist", "latent", 2))
     assert curve.merged(["--a", "1", "--b", "2"], ["--a", "3"]) == ["--a", "3", "--b", "2"]
+
+
+def test_savings_are_switched_on_and_off():
+    """Each changes what its name says: the optimiser's form, how often weights are averaged, the layout of convolutions."""
+    switched = {name: switch for name, (switch, _, _) in where_time_goes.SAVINGS.items()}
+    agents = tiny_agents(network="unet", patch=2)
+    trainer = SimpleNamespace(optimizer=torch.optim.AdamW(agents.parameters(), fused=True), agents=agents)
+    for on in (False, True):
+        switched["fused AdamW"](trainer, on)
+        assert trainer.optimizer.param_groups[0]["fused"] == on
+        switched["channels last"](trainer, on)
+        weight = next(m.weight for m in agents.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == on
+        switched["average of some steps"](trainer, on)
+        average = EMA(agents, 0.99)
+        before = average.module.s_agent.weight.clone()
+        with torch.no_grad():
+            agents.s_agent.weight.add_(1.0)
+        average.update(agents, 2001)
+        assert torch.equal(average.module.s_agent.weight, before) == on
 
 
 @pytest.mark.parametrize("saving", ["", "fused AdamW"])
