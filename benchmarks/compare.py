@@ -157,12 +157,14 @@ def rate_of(draw_some: Callable[[], Any]) -> float:
 def options_of(contender: Contender, data: str) -> dict[str, Any]:
     """Fields of :class:`ModelConfig` but for the widths.
 
-    Beside those of curve.py: a policy over latents has several modes, and a network that serves the first step alone does not
+    Beside those of curve.py: a policy over latents has several modes (on the digits at one step only: at more of them samples
+    were further from the data, and nearer without), and a network that serves the first step alone does not
     read the mean image that it starts from.
     """
     options: dict[str, Any] = model_options(data, contender.family, contender.horizon)
     if contender.family == "latent":
-        options["latent_modes"] = 1 if contender.one_mode else MODES[data]
+        several = not contender.one_mode and (data != "digits" or contender.horizon == 1)
+        options["latent_modes"] = MODES[data] if several else 1
         options["read_start"] = contender.horizon > 1 and bool(options.get("share_steps", True))
         if data != "digits":
             options["latent_size"] = LATENT_SIZE.get(contender.horizon, 16)

@@ -159,7 +159,7 @@ Frechet distance by network evaluations ({first["frechet_reference"]:.2f} for he
 Diffusion (DDPM and DDIM of diffusers), optimal-transport conditional flow matching (torchcfm) by Euler's and Heun's method, and a
 VAE, with the same kind of network, weights (those of the GC-agent counted), batch, optimiser, precision and seconds. A goalgen
 model takes as many evaluations as it has steps; the fixed bridge, trained with 50, may skip some. Latents have policies of several
-modes (equation 27) but for the row that says otherwise.
+modes (equation 27) but for the row that says otherwise, and for those of more than one step on the digits.
 
 A row with a temperature is the same model, sampled with wider actions (`goalgen sample --temperature`; for the VAE, a wider prior). After so
 short a training all samples vary too little, and this mends some of it, at the price of precision. The temperatures

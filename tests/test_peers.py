@@ -141,7 +141,8 @@ def test_goalgen_s_contenders_have_weights_within_five_percent(data, name):
     agents = make_agents(config, setup["shape"], setup["levels"])
     assert abs(sum(count_parameters(agents).values()) / setup["weights"] - 1) < 0.05
     modes = getattr(agents.s_agent, "modes", 1)
-    assert modes == (compare.MODES[data] if contender.family == "latent" else 1)
+    several = contender.family == "latent" and (data == "fashion_mnist" or contender.horizon == 1)
+    assert modes == (compare.MODES[data] if several else 1)
 
 
 @pytest.mark.parametrize(
