@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import cycle
 from typing import Any
 
 from common import read
@@ -201,7 +202,7 @@ def draw_comparison() -> None:
                     xs = sorted(some)
                     axes.plot(xs, [some[x] for x in xs], line, marker="o", color=colour, label=family + word)
         for style, (name, values) in zip(
-            "sv^Dx*", [f for f in found.items() if not f[0].startswith("goalgen")], strict=False
+            cycle("sv^Dx*Ph+1"), [f for f in found.items() if not f[0].startswith("goalgen")], strict=False
         ):
             xs = sorted(int(e) for e in values)
             ys = [statistics.mean(n["frechet_distance"] for n in values[str(x)]) for x in xs]
