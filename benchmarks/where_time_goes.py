@@ -123,9 +123,9 @@ def saving(trainer: Any, name: str, device: str, rounds: int, repeats: int) -> d
 def sampling(trainer: Any, sample: Callable[[int], Any], device: str, batch: int) -> dict[str, float]:
     """Milliseconds to draw ``batch`` images, and the part of it that is spent in the S-agent's network."""
     agents, spent = trainer.ema.module, [0.0]
-    inner = agents.s_agent.forward
+    inner = agents.s_agent.skip  # which takes a single step as well
 
-    def forward(*arguments: Any, **named: Any) -> Any:
+    def skip(*arguments: Any, **named: Any) -> Any:
         synchronise(device)
         start = time.perf_counter()
         result = inner(*arguments, **named)
@@ -133,7 +133,7 @@ def sampling(trainer: Any, sample: Callable[[int], Any], device: str, batch: int
         spent[0] += time.perf_counter() - start
         return result
 
-    agents.s_agent.forward = forward
+    agents.s_agent.skip = skip
     for _ in range(2):
         sample(batch)
     spent[0], start = 0.0, time.perf_counter()
