@@ -386,13 +386,13 @@ def test_bound_with_a_mixture_is_no_less_than_without_its_choices():
     assert (paid - summed).max() > 0.01
 
 
-def test_sharpened_mixture_stays_nearer_to_its_likeliest_mode():
+def test_cold_mixture_stays_nearer_to_its_likeliest_mode():
     p = mixture(2, batch=1)
-    cold = p.sharpened(0.05)
+    cold = p.tempered(0.05)
     assert cold.log_weight.exp().max() > 0.99
-    torch.testing.assert_close(p.sharpened(1.0).log_weight, p.log_weight)
+    torch.testing.assert_close(p.tempered(1.0).log_weight, p.log_weight)
     assert (cold.variance < p.variance).all()
-    assert (p.sharpened(2.0).mode_std > p.mode_std).all()
+    assert (p.tempered(2.0).mode_std > p.mode_std).all()
 
 
 # A start that is not read

@@ -179,7 +179,7 @@ def sample_rollout(
     with environment.held():
         for i, (h, to) in enumerate(pairwise(path)):
             decision = agents.s_agent.skip(h, to, state, label)
-            policy = decision.policy if temperature == 1.0 else _sharpen(environment, decision.policy, temperature)
+            policy = decision.policy if temperature == 1.0 else _tempered(environment, decision.policy, temperature)
             action = environment.action_space.sample(policy, noise[i])
             log_prob = log_prob + policy.log_prob(action)
             state = environment.transition(steps(h, state), state, action, decision.proposals)
@@ -188,12 +188,12 @@ def sample_rollout(
     return Samples(torch.stack(states), torch.stack(actions), log_prob)
 
 
-def _sharpen(environment: Environment, policy: Distribution, temperature: float) -> Distribution:
+def _tempered(environment: Environment, policy: Distribution, temperature: float) -> Distribution:
     space = environment.action_space
     if isinstance(space, Discrete):
         assert isinstance(policy, Independent)
         assert isinstance(policy.base_dist, Categorical)
         return space.policy(policy.base_dist.logits / temperature)
     if isinstance(policy, GaussianMixture):
-        return policy.sharpened(temperature)
+        return policy.tempered(temperature)
     return space.policy(policy.mean, policy.stddev * temperature**0.5)

@@ -53,7 +53,7 @@ class GaussianMixture(Distribution):
         mode = (cumulative <= chance).sum(-1).clamp(max=len(self.mode_mean) - 1)
         return self.center + self.scale * (self.mode_mean[mode] + self.mode_std[mode] * noise[..., :-1])
 
-    def sharpened(self, temperature: float) -> GaussianMixture:
+    def tempered(self, temperature: float) -> GaussianMixture:
         """Weights to the power 1 / temperature, and every mode's variance times the temperature."""
         return GaussianMixture(
             self.center, self.scale, self.log_weight / temperature, self.mode_mean, self.mode_std * temperature**0.5
