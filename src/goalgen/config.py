@@ -145,7 +145,7 @@ class TrainingConfig:
     """Stop after this many seconds of training, counted over all restarts; 600 where neither limit is given."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision of the networks; the bound itself is always float32. auto: bf16 where it is faster, that is on GPUs
-    that support it, and on CPUs that do for a million weights or more (proposals excepted)."""
+    that support it, and on CPUs that do for a million weights or more."""
     backprop: Literal["chosen", "full"] = "chosen"
     """Path of the gradient to the first step: "chosen" through the sum of chosen proposals; "full" also through what
     the networks see of the canvases (the exact gradient; slower, noisier)."""
