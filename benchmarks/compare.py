@@ -26,11 +26,10 @@ from typing import Any
 
 import torch
 from common import RUNS, data_folder, fit_width, read, write
-from curve import SETUPS, merged, model_options, rate_for
+from curve import SETUPS, merged, model_options, rate_for, width_of
 from torch import Tensor
 
 from goalgen import rng
-from goalgen.agents import make_agents
 from goalgen.agents.networks import NetworkSpec
 from goalgen.bound import bits_per_dim
 from goalgen.config import Config, DataConfig, ModelConfig, TrainingConfig
@@ -78,6 +77,8 @@ CONTENDERS = {
 
 
 MODES = {"digits": 32, "mnist": 64, "fashion_mnist": 64}
+"""Of a policy over latents, where it has several."""
+
 LATENT_SIZE = {1: 32, 2: 32}
 """On 28x28 images, where curve.py, which is about the bound, has 64; 16 beyond."""
 
@@ -87,7 +88,7 @@ WIDENED = {
     "fashion_mnist": {"latent": 2.0, "VAE": 2.0, "bridge": 4.0},
 }
 """A second temperature at which samplers that have one are measured too: chosen by trials of one or two seeds on the Frechet distance
-of Fashion-MNIST (of 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3 and 4) and of the digits, where latents and the VAE gained nothing."""
+of Fashion-MNIST (of 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3 and 4) and of the digits, where latents gained nothing (the VAE was not tried)."""
 
 TIMED = 256
 """Images drawn at once to time a sampler."""
@@ -171,17 +172,6 @@ def options_of(contender: Contender, data: str) -> dict[str, Any]:
     return options
 
 
-def width_of(contender: Contender, data: str) -> int:
-    """The even width at which the weights of a contender of goalgen come nearest to the setup's total."""
-    setup = SETUPS[data]
-
-    def weights(width: int) -> int:
-        config = ModelConfig(**options_of(contender, data), width=width, head_width=width // 2)
-        return sum(count_parameters(make_agents(config, setup["shape"], setup["levels"])).values())
-
-    return fit_width(weights, setup["weights"], contender.family)
-
-
 def named(sampler: str, temperature: float) -> str:
     return sampler if temperature == 1.0 else f"{sampler}, temperature {temperature:g}"
 
@@ -195,9 +185,9 @@ def temperatures(data: str, kind: str) -> tuple[float, ...]:
 def run_goalgen(
     contender: Contender, data: str, splits: Splits, seconds: float, seed: int, out: Path
 ) -> dict[str, Any]:
-    width = width_of(contender, data)
     training = settings(data, seconds, rate_for(data, contender.family))
     fields_of_model = options_of(contender, data)
+    width = width_of(data, fields_of_model, contender.family)
     model_config = ModelConfig(**fields_of_model, width=width, head_width=width // 2)  # type: ignore[arg-type]
     data_config = DataConfig(data=data_folder(data), limit=training.pop("limit", None))
     config = Config(

@@ -67,16 +67,21 @@ def model_options(data: str, family: str, horizon: int) -> dict[str, object]:
     return options
 
 
-@cache
-def width_for(data: str, family: str, horizon: int) -> int:
-    """The even width whose total of weights comes nearest to the target."""
+def width_of(data: str, options: dict[str, object], name: str) -> int:
+    """The even width at which the weights of a model with these options come nearest to the setup's total."""
     setup = SETUPS[data]
 
     def weights(width: int) -> int:
-        config = ModelConfig(**model_options(data, family, horizon), width=width, head_width=width // 2)
+        config = ModelConfig(**options, width=width, head_width=width // 2)
         return sum(count_parameters(make_agents(config, setup["shape"], setup["levels"])).values())
 
-    return fit_width(weights, setup["weights"], f"{family} at H = {horizon}")
+    return fit_width(weights, setup["weights"], name)
+
+
+@cache
+def width_for(data: str, family: str, horizon: int) -> int:
+    """That of a family at H = ``horizon``."""
+    return width_of(data, model_options(data, family, horizon), f"{family} at H = {horizon}")
 
 
 def command(data: str, family: str, horizon: int, seed: int, seconds: float, out: str) -> list[str]:

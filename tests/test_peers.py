@@ -136,8 +136,9 @@ def test_contenders_have_weights_within_five_percent_on_the_digits():
 @pytest.mark.parametrize("name", ["goalgen latent H=1", "goalgen latent H=8", "goalgen learned bridge H=50"])
 def test_goalgen_s_contenders_have_weights_within_five_percent(data, name):
     contender, setup = compare.CONTENDERS[name], compare.SETUPS[data]
-    width = compare.width_of(contender, data)  # ends the process where it finds none
-    config = ModelConfig(**compare.options_of(contender, data), width=width, head_width=width // 2)
+    options = compare.options_of(contender, data)
+    width = curve.width_of(data, options, name)  # ends the process where it finds none
+    config = ModelConfig(**options, width=width, head_width=width // 2)
     agents = make_agents(config, setup["shape"], setup["levels"])
     assert abs(sum(count_parameters(agents).values()) / setup["weights"] - 1) < 0.05
     modes = getattr(agents.s_agent, "modes", 1)
