@@ -187,20 +187,15 @@ def draw_comparison() -> None:
         families = {"goalgen latent": "#D55E00", "goalgen proposals": "#E69F00", "goalgen learned bridge": "#56B4E9",
                     "goalgen fixed bridge": "#0072B2"}  # fmt: skip
         for family, colour in families.items():
-            points = {
-                int(e): statistics.mean(n["frechet_distance"] for n in numbers)
-                for name, values in found.items() if name.startswith(family) and "one mode" not in name and "temperature" not in name
-                for e, numbers in values.items()
-            }  # fmt: skip
-            wide = {
-                int(e): statistics.mean(n["frechet_distance"] for n in numbers)
-                for name, values in found.items() if name.startswith(family) and "temperature" in name and "one mode" not in name
-                for e, numbers in values.items()
-            }  # fmt: skip
-            for some, line, word in ((points, "-", ""), (wide, "-.", ", widened")):
-                if some:
-                    xs = sorted(some)
-                    axes.plot(xs, [some[x] for x in xs], line, marker="o", color=colour, label=family + word)
+            for line, word, widened in (("-", "", False), ("-.", ", widened", True)):
+                points = {
+                    int(e): statistics.mean(n["frechet_distance"] for n in numbers)
+                    for name, values in found.items() for e, numbers in values.items()
+                    if name.startswith(family) and "one mode" not in name and ("temperature" in name) == widened
+                }  # fmt: skip
+                if points:
+                    xs = sorted(points)
+                    axes.plot(xs, [points[x] for x in xs], line, marker="o", color=colour, label=family + word)
         for style, (name, values) in zip(
             cycle("sv^Dx*Ph+1"), [f for f in found.items() if not f[0].startswith("goalgen")], strict=False
         ):
