@@ -341,6 +341,7 @@ def test_actions_of_a_mixture_follow_its_density():
                 return (cdf * weight).sum(-1).numpy()
 
             assert stats.kstest(drawn[:, position, i].numpy(), distribution).pvalue > 1e-3
+    torch.manual_seed(0)
     # ... and numbers of one position belong to one mode: what they have in common is that of the mixture.
     expected = torch.cov(by_torch(one).sample((100_000,))[:, 0, 0].T)
     torch.testing.assert_close(torch.cov(drawn[:, 0].T), expected, atol=0.08 * float(expected.diag().max()), rtol=0.1)
@@ -368,6 +369,7 @@ def test_divergence_from_a_mixture_is_that_of_the_best_choice_of_modes(seed):
     torch.testing.assert_close(ours[0], joint(best))
     others = torch.randn(200, 4, generator=generator, dtype=torch.float64).log_softmax(-1)
     assert all(joint(other) >= ours[0] for other in others)
+    torch.manual_seed(seed)
     draws = q.rsample((100_000,))
     difference = q.log_prob(draws) - by_torch(p).log_prob(draws)
     assert difference.mean() - 5 * difference.std() / 300 < ours
@@ -412,6 +414,15 @@ def test_start_that_is_not_read_changes_no_decision_and_stays_on_the_canvas():
     assert (one - two).abs().max() > 1e-6
 
 
-def test_start_that_is_not_read_saves_weights():
-    whole, less = (sum(p.numel() for p in latent(1, read_start=r).parameters()) for r in (True, False))
-    assert less < whole
+def test_start_that_is_not_read_saves_two_fifths_of_the_weights():
+    """... of an mlp for 28x28 images at one step, as the guide says."""
+    whole, less = (
+        sum(p.numel() for p in make_agents(config, (1, 28, 28), 256).parameters())
+        for config in (
+            ModelConfig(
+                environment="latent", horizon=1, width=500, head_width=250, latent_size=32, latent_modes=64, read_start=read
+            )
+            for read in (True, False)
+        )
+    )  # fmt: skip
+    assert less == pytest.approx(0.6 * whole, rel=0.03)
