@@ -42,7 +42,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "training",
         "training training.batches training.checkpoints training.ema training.log training.loop training.optimiser "
-        "training.revival",
+        "training.preparation training.revival",
     ),
     ("saved model", "model"),
     ("sample", "sampling"),

@@ -17,7 +17,7 @@ from goalgen import cli, load
 from goalgen.config import Config, from_dict, load_preset, preset_names, to_dict
 from goalgen.training import train
 from goalgen.training.log import read_log
-from goalgen.training.loop import check_config
+from goalgen.training.preparation import check_config
 
 
 def size(path) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from goalgen import rng
-from goalgen.agents import Agents, environment_of, make_agents
+from goalgen.agents import Agents, make_agents
 from goalgen.bound import bits_per_dim, bound
-from goalgen.config import Config, TrainingConfig, load_config, save_config
+from goalgen.config import Config, TrainingConfig, save_config
 from goalgen.data import ImageSet, Splits, from_unit, load_data, to_bytes, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.learners import Learned, PathwiseLearner, make_learner, spread_steps
@@ -39,6 +39,7 @@ from goalgen.training.checkpoints import Progress, list_checkpoints, load_checkp
 from goalgen.training.ema import EMA
 from goalgen.training.log import JSONLTracker, cut_log
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
+from goalgen.training.preparation import check_config, prepare_folder
 from goalgen.training.revival import revive
 
 DEFAULT_SECONDS = 600.0
@@ -46,12 +47,6 @@ DEFAULT_SECONDS = 600.0
 
 KL_WARMUP_STEPS, KL_WARMUP_SHARE = 500, 0.4
 """A learner that warms up the KL does so over so many steps or this share of the run, whichever is over first."""
-
-MAY_CHANGE = {
-    "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
-    "tensorboard", "quiet", "out",
-}  # fmt: skip
-"""Settings that a run may be resumed with although they differ; all others decide what is learned."""
 
 
 @dataclass
@@ -76,78 +71,6 @@ def train(config: Config) -> Outcome:
     check_config(config)
     prepare_folder(config)
     return Trainer(config, load_data(config.data)).run()
-
-
-def check_config(config: Config) -> None:
-    """Refuse numbers that make no run, one line each.
-
-    Raises:
-        GoalgenError: naming the setting, its value and what it may be.
-    """
-    training = config.training
-    for name, least in (
-        ("batch_size", 1), ("episodes_per_goal", 1), ("warmup_steps", 0), ("kl_warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
-        ("keep", 1), ("picture_every", 0), ("log_every", 1), ("revive_every", 0),
-    ):  # fmt: skip
-        value = getattr(training, name)
-        if value is not None and value < least:
-            raise GoalgenError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-    for name in ("learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds"):
-        value = getattr(training, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise GoalgenError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    if training.learning_rate > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
-        raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
-    for name in ("ema", "chain_dropout", "revive_below"):
-        value = getattr(training, name)
-        if not 0 <= value < 1:
-            raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
-    if not 0 <= training.weight_decay < math.inf:
-        raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
-    environment = environment_of(config.model)
-    if training.chain_dropout > 0 and environment != "proposals":
-        raise GoalgenError(f"--chain-dropout is for --environment proposals, not {environment}")
-    if training.kl_warmup_steps and environment != "latent":
-        raise GoalgenError(f"--kl-warmup-steps is for --environment latent, not {environment}")
-
-
-def differences(mine: Any, saved: Any, prefix: str = "") -> list[str]:
-    """Settings that differ, as "name (saved x, now y)", those that may change left out."""
-    found = []
-    for item in fields(mine):
-        a, b = getattr(mine, item.name), getattr(saved, item.name)
-        if is_dataclass(a):
-            found += differences(a, b)
-        elif a != b and item.name not in MAY_CHANGE:
-            found.append(f"--{item.name.replace('_', '-')} (saved {b}, now {a})")
-    return found
-
-
-def prepare_folder(config: Config) -> None:
-    """Make the run's folder, or check that it holds this very run.
-
-    Raises:
-        GoalgenError: the folder holds something else, or cannot be made.
-    """
-    folder = config.out
-    saved = folder / "config.json"
-    if saved.exists():
-        changed = differences(config, load_config(saved))
-        if changed:
-            raise GoalgenError(
-                f"{folder} holds a run with other settings: {', '.join(changed)}; choose another --out, or repeat the "
-                "command it was started with"
-            )
-        return
-    if folder.is_file():
-        raise GoalgenError(f"--out {folder} is a file; choose a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    except OSError as error:
-        raise GoalgenError(f"--out {folder} cannot be made: {error.strerror or error}") from None
-    if occupied:
-        raise GoalgenError(f"--out {folder} is not empty and holds no goalgen run; choose another folder")
 
 
 class StopSignal:

@@ -1,0 +1,89 @@
+"""Before a run: whether its settings make one, and whether its folder is free or holds this very run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from goalgen.agents import environment_of
+from goalgen.config import Config, load_config
+from goalgen.errors import GoalgenError
+
+MAY_CHANGE = {
+    "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
+    "tensorboard", "quiet", "out",
+}  # fmt: skip
+"""Settings that a run may be resumed with although they differ; all others decide what is learned."""
+
+
+def check_config(config: Config) -> None:
+    """Refuse numbers that make no run, one line each.
+
+    Raises:
+        GoalgenError: naming the setting, its value and what it may be.
+    """
+    training = config.training
+    for name, least in (
+        ("batch_size", 1), ("episodes_per_goal", 1), ("warmup_steps", 0), ("kl_warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
+        ("keep", 1), ("picture_every", 0), ("log_every", 1), ("revive_every", 0),
+    ):  # fmt: skip
+        value = getattr(training, name)
+        if value is not None and value < least:
+            raise GoalgenError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    for name in ("learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds"):
+        value = getattr(training, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise GoalgenError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    if training.learning_rate > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
+        raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
+    for name in ("ema", "chain_dropout", "revive_below"):
+        value = getattr(training, name)
+        if not 0 <= value < 1:
+            raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
+    if not 0 <= training.weight_decay < math.inf:
+        raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
+    environment = environment_of(config.model)
+    if training.chain_dropout > 0 and environment != "proposals":
+        raise GoalgenError(f"--chain-dropout is for --environment proposals, not {environment}")
+    if training.kl_warmup_steps and environment != "latent":
+        raise GoalgenError(f"--kl-warmup-steps is for --environment latent, not {environment}")
+
+
+def differences(mine: Any, saved: Any, prefix: str = "") -> list[str]:
+    """Settings that differ, as "name (saved x, now y)", those that may change left out."""
+    found = []
+    for item in fields(mine):
+        a, b = getattr(mine, item.name), getattr(saved, item.name)
+        if is_dataclass(a):
+            found += differences(a, b)
+        elif a != b and item.name not in MAY_CHANGE:
+            found.append(f"--{item.name.replace('_', '-')} (saved {b}, now {a})")
+    return found
+
+
+def prepare_folder(config: Config) -> None:
+    """Make the run's folder, or check that it holds this very run.
+
+    Raises:
+        GoalgenError: the folder holds something else, or cannot be made.
+    """
+    folder = config.out
+    saved = folder / "config.json"
+    if saved.exists():
+        changed = differences(config, load_config(saved))
+        if changed:
+            raise GoalgenError(
+                f"{folder} holds a run with other settings: {', '.join(changed)}; choose another --out, or repeat the "
+                "command it was started with"
+            )
+        return
+    if folder.is_file():
+        raise GoalgenError(f"--out {folder} is a file; choose a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    except OSError as error:
+        raise GoalgenError(f"--out {folder} cannot be made: {error.strerror or error}") from None
+    if occupied:
+        raise GoalgenError(f"--out {folder} is not empty and holds no goalgen run; choose another folder")
