@@ -39,6 +39,8 @@ GOALGEN = {
 }
 PEERS = ("diffusers + Accelerate", "torchcfm", "denoising-diffusion-pytorch")
 DIMENSIONS = {"mlp": {"depth": 4, "patch": 4}, "unet": {"depth": 2, "patch": 2}}
+MULTIPLE = {"mlp": 8, "unet": 4}
+"""Of which a width is one: a U-Net's weights grow faster with it."""
 
 BLOCK = 20
 """Steps that are timed together: both goalgen and a peer average their weights at some steps only."""
@@ -65,7 +67,7 @@ def make_trainer(name: str, options: argparse.Namespace) -> tuple[Any, int, Call
     def weights(width: int) -> int:
         return sum(count_parameters(make_agents(model(width), SHAPE, LEVELS)).values())
 
-    width = fit_width(weights, options.weights, name, 8)
+    width = fit_width(weights, options.weights, name, MULTIPLE[options.network])
     images = torch.randint(0, LEVELS, (4096, *SHAPE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     data = ImageSet(images, LEVELS)
     training = TrainingConfig(batch_size=options.batch, max_steps=10**6, precision=options.precision, quiet=True)
@@ -104,7 +106,7 @@ def peer_network(options: argparse.Namespace) -> tuple[torch.nn.Module, int]:
     def weights(width: int) -> int:
         return sum(p.numel() for p in build(width).parameters())
 
-    width = fit_width(weights, options.weights, "the peers' network", 8)
+    width = fit_width(weights, options.weights, "the peers' network", MULTIPLE[options.network])
     return build(width), weights(width)
 
 
