@@ -263,7 +263,7 @@ def time_spent() -> str:
 
 Milliseconds of a training step, and of drawing a batch of images:
 
-{table(["", *kinds, "drawing", "of it S-agent's trunk"], body)}
+{table(["", *kinds, "drawing", "of it in the S-agent"], body)}
 
 Savings, switched on and off in turns (ms a step):
 
