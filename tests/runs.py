@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from goalgen.config import Config, DataConfig, ModelConfig, TrainingConfig
+from goalgen.config import Config
+from goalgen.families import families
+from goalgen.settings import configure
 from goalgen.training.log import read_log
 
 TINY: dict[str, Any] = {
@@ -27,25 +30,38 @@ TINY: dict[str, Any] = {
 
 
 def tiny_config(out: Path, **changes: Any) -> Config:
-    """The configuration of a run of ``TINY`` with ``changes``, each the name of a setting anywhere in Config."""
-    values = TINY | changes
-    parts = {}
-    for part, kind in (("data", DataConfig), ("model", ModelConfig), ("training", TrainingConfig)):
-        names = [n for n in kind.__dataclass_fields__ if n in values]
-        parts[part] = kind(**{n: values.pop(n) for n in names})
-    return Config(out=out, seed=values.pop("seed", 0), **parts, **values)
+    """The configuration of a run of ``TINY`` with ``changes``, each the name of a setting."""
+    return configure(out=out, **tiny_settings(changes))
+
+
+def tiny_settings(changes: dict[str, Any]) -> dict[str, Any]:
+    """``TINY`` with changes, and without what another family than that of TINY does not have."""
+    foreign = set() if changes.get("environment", "proposals") in ("proposals", "auto") else {"num_proposals"}
+    return {name: value for name, value in (TINY | changes).items() if name not in foreign or name in changes}
 
 
 def tiny_options(out: Path, **changes: Any) -> list[str]:
     """The same as the arguments of ``goalgen train``."""
     options = ["--out", str(out)]
-    for name, value in (TINY | changes).items():
+    for name, value in tiny_settings(changes).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             options.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             options += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
     return options
+
+
+def setting_names(kind: type) -> list[str]:
+    """Names of all settings of a dataclass and of those inside it; of Config, of every family too."""
+    names = []
+    for field in dataclasses.fields(kind):
+        if kind is Config and field.name == "family":
+            names += sorted({name for f in families().values() for name in f.Settings.__dataclass_fields__})
+            continue
+        inner = field.default_factory if dataclasses.is_dataclass(field.default_factory) else None
+        names += setting_names(inner) if inner else [field.name]
+    return names
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -19,36 +19,49 @@ LAYERS: list[tuple[str, str]] = [
     ("cache", "cache"),
     ("zoo", "zoo"),
     ("pictures", "pictures"),
-    ("metrics", "metrics metrics.features metrics.quality metrics.statistics"),
+    ("figures", "figures"),
+    (
+        "metrics",
+        "metrics metrics.classifier metrics.features metrics.images metrics.inception metrics.quality "
+        "metrics.statistics",
+    ),
     ("config", "config"),
-    ("data", "data data.batches data.decoded data.images data.sets data.sources"),
-    ("start", "starts"),
+    (
+        "data",
+        "data data.batches data.decoded data.images data.records data.sets data.sources data.tables",
+    ),
+    ("start", "starts starts.damage starts.kinds"),
+    ("policies", "policies"),
+    ("environment", "environment"),
     ("likelihood", "likelihoods"),
-    (
-        "environment",
-        "environments environments.base environments.bridge environments.checker environments.latent environments.mixture "
-        "environments.proposals",
-    ),
-    (
-        "agents",
-        "agents agents.bridge agents.gc_agent agents.latent agents.networks agents.networks.base agents.networks.mlp "
-        "agents.networks.transformer agents.networks.unet agents.pair agents.s_agent",
-    ),
+    ("networks", "networks networks.base networks.mlp networks.transformer networks.unet"),
+    ("agents", "agents"),
+    ("task", "task"),
     ("rollout", "rollout"),
     ("bound", "bound"),
     ("exact", "exact"),
-    ("learner", "learners learners.base learners.marginals learners.pathwise learners.potential learners.soft_value"),
+    ("learning", "learning learning.base learning.marginals learning.pathwise learning.potential learning.soft_value"),
+    ("family", "family"),
+    (
+        "families",
+        "families families.bridge families.bridge.agents families.bridge.environment families.latent families.proposals "
+        "families.proposals.environment families.proposals.gc_agents families.proposals.picture families.proposals.revival "
+        "families.proposals.s_agent",
+    ),
+    ("settings", "settings"),
+    ("check", "check"),
     ("size", "size"),
+    ("saved model", "saved"),
     (
         "training",
-        "training training.batches training.checkpoints training.ema training.log training.loop training.optimiser "
-        "training.preparation training.revival",
+        "training training.batches training.checkpoints training.ema training.log training.loop training.machine "
+        "training.optimiser training.preparation training.snapshots training.validation",
     ),
-    ("saved model", "model"),
     ("sample", "sampling"),
+    ("model", "model"),
     ("evaluate", "evaluation"),
     ("plots", "plots"),
-    ("command line", "cli"),
+    ("command line", "cli cli.commands cli.options cli.table"),
     ("entry", "__main__"),
 ]
 """Layers from first to last, with their modules (names below ``goalgen``)."""
@@ -60,7 +73,8 @@ ONLY = {
     "rng": set(),
     "storage": {"errors"},
     "pictures": {"errors", "storage"},
-    "cache": set(),
+    "figures": set(),
+    "cache": {"errors", "storage"},
     "metrics": {"errors", "rng", "storage", "cache"},
 }
 """Layers that may import less than everything before them: utilities which know nothing of goalgen's own ideas."""
@@ -158,9 +172,117 @@ def test_the_package_itself_loads_only_the_configuration():
     """`import goalgen` and `goalgen --help` must not wait for torch; the rest is loaded when first asked for."""
     eager = {own_module(f.target) for f in imports(MODULES[ROOT]) if f.top_level and not f.typing_only}
     assert eager - {None} == {"config", "errors"}
-    for module in ("config", "errors", "cli"):
+    for module in ("config", "errors", "cli", "cli.commands", "cli.options", "cli.table"):
         tops = {f.target.partition(".")[0] for f in imports(MODULES[module]) if f.top_level and not f.typing_only}
         assert "torch" not in tops
+
+
+FAMILIES = {"families.bridge", "families.latent", "families.proposals"}
+
+
+def family_words() -> dict[str, set[str]]:
+    """Names that only a family's own file or folder may speak: of its classes, settings, GC-agents, and its own name."""
+    words: dict[str, set[str]] = {}
+    for home in FAMILIES:
+        own = words[home] = set()
+        for module, path in MODULES.items():
+            if module == home or module.startswith(f"{home}."):
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+                own |= {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
+                for node in ast.walk(tree):  # fields of its settings
+                    if isinstance(node, ast.ClassDef) and any("Settings" in ast.unparse(b) for b in node.bases):
+                        own |= {f.target.id for f in node.body if isinstance(f, ast.AnnAssign)}
+    import goalgen.families as known
+
+    for family in known.families().values():
+        home = family.__module__.removeprefix("goalgen.")
+        if home in words:
+            words[home] |= {family.name, *family.gc_agents}
+    return words
+
+
+def names_in_code(path: Path) -> Iterator[tuple[str, int]]:
+    """Attributes, imported names, and strings that are one word, with their lines; docstrings and messages do not count."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name) and node.id[0].isupper():  # a class, and no variable that happens to be called so
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute):
+            yield node.attr, node.lineno
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                yield alias.name.rpartition(".")[2], node.lineno
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value, node.lineno
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"families"}))
+def test_only_a_family_speaks_of_itself(module):
+    """No isinstance on a family's classes, no comparison with its name or its GC-agents', none of its settings elsewhere."""
+    for home, words in family_words().items():
+        if module == home or module.startswith(f"{home}."):
+            continue
+        found = [(word, line) for word, line in names_in_code(MODULES[module]) if word in words - COMMON]
+        assert not found, f"{MODULES[module].name} speaks of {home}: {found}"
+
+
+COMMON = {"fixed", "grid", "value", "step_size", "learn_step_size"}
+"""Words that a family uses and that others use for something else, or that two families share."""
+
+
+def test_the_words_of_families_are_found(tmp_path):
+    words = family_words()
+    assert {"Latent", "LatentSettings", "latent", "encoder", "latent_modes"} <= words["families.latent"]
+    assert {"Bridge", "learned", "log_snr", "BridgeSAgent"} <= words["families.bridge"]
+    file = tmp_path / "sample.py"
+    file.write_text('def f(x):\n    """latent"""\n    return isinstance(x, Latent) or x.kind == "encoder"\n')
+    assert {"Latent", "encoder"} <= {word for word, _ in names_in_code(file)}
+
+
+def test_files_and_functions_can_be_held_in_the_head():
+    for module, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 350, f"{module} has {len(text.splitlines())} lines: it is two things"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                reason = "Long:" in (ast.get_docstring(node) or "")
+                assert length <= 60 or reason, (
+                    f"{module}.{node.name} has {length} lines, and no reason in its docstring"
+                )
+
+
+def signatures() -> dict[str, list[str]]:
+    """Long signatures, and the functions that have them; what overrides a method of a base class does not count."""
+    found: dict[str, list[str]] = {}
+    bases: dict[str, set[str]] = {}
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases.setdefault(node.name, {ast.unparse(b).rpartition(".")[2] for b in node.bases})
+    methods: dict[str, set[str]] = {}
+
+    def inherited(kind: str, name: str) -> bool:
+        return any(name in methods.get(b, set()) or inherited(b, name) for b in bases.get(kind, set()))
+
+    every = []
+    for module, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for parent in ast.walk(tree):
+            for node in ast.iter_child_nodes(parent):
+                if isinstance(node, ast.FunctionDef):
+                    kind = parent.name if isinstance(parent, ast.ClassDef) else ""
+                    methods.setdefault(kind, set()).add(node.name)
+                    every.append((module, kind, node))
+    for module, kind, node in every:
+        arguments = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+        if len(arguments) >= 5 and not (kind and inherited(kind, node.name)):
+            key = ", ".join(f"{a.arg}: {ast.unparse(a.annotation) if a.annotation else ''}" for a in arguments)
+            found.setdefault(key, []).append(f"{module}.{kind}.{node.name}")
+    return found
+
+
+def test_no_long_signature_stands_twice():
+    assert {key: where for key, where in signatures().items() if len(where) > 1} == {}
 
 
 def test_there_is_no_import_cycle():
@@ -191,7 +313,7 @@ def test_nothing_is_unpickled(module):
         called = ast.unparse(node.func)
         where = f"{module} line {node.lineno}: {called}"
         if called in ("torch.load", "torch.save") or called.startswith("torch.hub.load"):
-            assert module == "metrics.features", f"{where}; use goalgen.storage"
+            assert module == "metrics.inception", f"{where}; use goalgen.storage"
             if called != "torch.save":
                 given = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert given.get("weights_only") == "True", f"{where} needs weights_only=True"

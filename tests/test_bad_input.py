@@ -131,9 +131,9 @@ SETTINGS: dict[str, Case] = {
     "horizon 0": (lambda w: w.train(horizon=0), "--horizon must be at least 1, not 0"),
     "one proposal": (lambda w: w.train(num_proposals=1), "--num-proposals must be at least 2"),
     "grid larger than the image": (lambda w: w.train(grid=9), "grid 9 does not fit an image of 8x8"),
-    "no mode": (lambda w: w.train(latent_modes=0), "--latent-modes must be at least 1, not 0"),
+    "no mode": (lambda w: w.train(environment="latent", latent_modes=0), "--latent-modes must be at least 1, not 0"),
     "start not read by a shared network": (
-        lambda w: w.train(read_start=False),
+        lambda w: w.train(environment="latent", read_start=False),
         "--no-read-start needs --no-share-steps",
     ),
     "start not read by a U-Net": (
@@ -146,7 +146,6 @@ SETTINGS: dict[str, Case] = {
     "step size infinite": (lambda w: w.train(step_size="inf"), "--step-size"),
     "width 0": (lambda w: w.train(width=0), "--width must be at least 1"),
     "patch that does not divide": (lambda w: w.train(network="unet", patch=3), "--patch 3 does not divide"),
-    "bernoulli of grey levels": (lambda w: w.train(likelihood="bernoulli"), "--binarize"),
     "unknown GC-agent": (lambda w: w.train(gc_agent="lazy"), "no GC-agent is called 'lazy'"),
     "unknown environment": (lambda w: w.train(environment="maze"), "no environment is called 'maze'"),
     "unknown start": (lambda w: w.train(start="middle"), "no start is called 'middle'"),

@@ -8,25 +8,26 @@ import pytest
 import torch
 from tiny import tiny_goals
 from torch import Tensor
-from torch.distributions.kl import kl_divergence
 
-from goalgen.agents import Agents, BridgeGCAgent, BridgeSAgent, View, make_agents
+from goalgen.agents import Agents
 from goalgen.bound import bound
-from goalgen.config import ModelConfig
-from goalgen.environments import BridgeEnvironment, Schedule, even_schedule
 from goalgen.errors import GoalgenError
-from goalgen.learners import make_learner, spread_steps
+from goalgen.families import make
+from goalgen.families.bridge import BridgeEnvironment, BridgeGCAgent, BridgeSAgent, Schedule, even_schedule
+from goalgen.learning import Clock, spread_steps
 from goalgen.rollout import draw_noise, even_path, rollout, sample_rollout
+from goalgen.settings import configure
+from goalgen.task import Task
 
 SHAPE = (1, 4, 4)
 
 
 def bridge(gc_agent: str = "fixed", horizon: int = 6, *, seed: int = 0, jitter: float = 0.0, **changes) -> Agents:
     """Agents of the bridge in double precision; ``jitter`` moves every learned number off its initial value."""
-    config = ModelConfig(
+    config = configure(
         environment="bridge", gc_agent=gc_agent, horizon=horizon, width=24, depth=2, head_width=12, **changes
     )
-    agents = make_agents(config, SHAPE, 5, seed).double()
+    agents = make(config, SHAPE, 5, seed).double()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in agents.parameters():
@@ -77,7 +78,7 @@ def scale(scheduler) -> Tensor:
 def test_kl_of_every_step_is_the_posterior_kl_of_ddpm(steps):
     scheduler = ddpm(steps)
     agents = ddpm_bridge(scheduler)
-    environment, gc_agent, s_agent = parts(agents)
+    _, gc_agent, s_agent = parts(agents)
     goals, _ = goals_and_start()
     start = torch.zeros_like(goals)
     generator = torch.Generator().manual_seed(0)
@@ -86,11 +87,10 @@ def test_kl_of_every_step_is_the_posterior_kl_of_ddpm(steps):
         noise = torch.randn(goals.shape, generator=generator).double()
         noisy = scheduler.add_noise(goals, noise, torch.full((len(goals),), timestep))
         canvas = noisy.double() * scale(scheduler)
-        step = torch.tensor([h])
-        q = gc_agent.step(step, environment, canvas, goals, start, None)
-        state = torch.cat([canvas, start], 1)
-        look = s_agent.look(step, state, None)
-        ours = kl_divergence(q, s_agent.act(step, step + 1, state, look))
+        seen = agents.see(h, torch.cat([canvas, start], 1))
+        q = gc_agent.step(seen.h, canvas, gc_agent.look(seen, goals))
+        look = s_agent.look(seen)
+        ours = q.kl(s_agent.act(seen, look))
         # DDPM's mean for a prediction of the clean image, its noise taken away again.
         variance = scheduler._get_variance(timestep).double()
         means = []
@@ -108,19 +108,19 @@ def test_the_same_noise_gives_the_trajectory_of_ddpm():
     agents = ddpm_bridge(scheduler)
     start = torch.zeros(3, *SHAPE).double()
     noise = draw_noise(agents.environment, 3, torch.Generator().manual_seed(2)).double()
-    samples = sample_rollout(agents, start, noise)
+    samples = sample_rollout(agents, Task(start), noise)
     canvases = samples.actions  # x_1 .. x_H
     theirs = canvases[0] / scale(scheduler)
     for h in range(1, 40):
         state = torch.cat([theirs * scale(scheduler), start], 1)
-        guess = agents.s_agent(h, state).proposals.guess
+        guess = agents.s_agent.decide(agents.see(h, state)).offer.guess
         mean = scheduler.step(guess, 40 - h, theirs, generator=torch.Generator().manual_seed(0)).prev_sample
         drawn = torch.randn(guess.shape, generator=torch.Generator().manual_seed(0), dtype=guess.dtype)
         deviation = scheduler._get_variance(40 - h).double().sqrt()
         theirs = mean + deviation * (noise[h] - drawn)
         torch.testing.assert_close(canvases[h], theirs * scale(scheduler), rtol=1e-5, atol=1e-5)
     # DDPM's last step adds no noise: it is the prediction, as the last canvas is read here.
-    read = parts(agents)[2].look(torch.tensor([40]), torch.cat([theirs * scale(scheduler), start], 1), None).guess
+    read = parts(agents)[2].look(agents.see(40, torch.cat([theirs * scale(scheduler), start], 1))).guess
     theirs = scheduler.step(read, 0, theirs).prev_sample
     torch.testing.assert_close(agents.environment.canvas(samples.states[-1]), theirs, rtol=1e-5, atol=1e-5)
 
@@ -132,11 +132,11 @@ def test_kl_telescopes_to_differences_of_the_signal_to_noise_ratio():
     agents = bridge("fixed", jitter=0.1)
     goals, start = goals_and_start()
     noise = draw_noise(agents.environment, len(goals), torch.Generator().manual_seed(3)).double()
-    trajectory = rollout(agents, start, goals, noise, keep_proposals=True)
+    trajectory = rollout(agents, Task(start, goals), noise, keep_offers=True)
     environment, _, _ = parts(agents)
     snr = torch.cat([torch.zeros(1), environment.schedule.log_snr.exp()])
     for h in range(agents.horizon):
-        error = (goals - trajectory.decisions[h].proposals.guess).square().sum((1, 2, 3))
+        error = (goals - trajectory.decisions[h].offer.guess).square().sum((1, 2, 3))
         expected = 0.5 * (snr[h + 1] - snr[h]) * error
         torch.testing.assert_close(trajectory.kl[h], expected, rtol=1e-6, atol=1e-8)
 
@@ -150,10 +150,10 @@ def test_episodes_have_the_marginals_of_equation_9(gc_agent):
     many, begin = goals.expand(count, -1, -1, -1), start.expand(count, -1, -1, -1)
     noise = draw_noise(environment, count, torch.Generator().manual_seed(4)).double()
     with torch.no_grad():
-        canvases = rollout(agents, begin, many, noise).actions  # x_1 .. x_4
-        seen = agent.look(goals, start, None)
+        canvases = rollout(agents, Task(begin, many), noise).actions  # x_1 .. x_4
+        told = agent.look(agents.see(0, environment.initial(start)), goals)
         for h in range(1, 5):
-            mean, std = agent.marginal(torch.tensor([h]), environment, goals, start, seen)
+            mean, std = agent.marginal(torch.tensor([h]), told)
             error = std / count**0.5
             assert ((canvases[h - 1].mean(0) - mean).abs() < 5 * error).all()
             torch.testing.assert_close(canvases[h - 1].std(0), std[0], rtol=0.04, atol=0)
@@ -163,7 +163,7 @@ def test_the_learned_agent_starts_as_the_fixed_one():
     goals, start = goals_and_start()
     fixed, learned = bridge("fixed"), bridge("learned")
     noise = draw_noise(fixed.environment, len(goals), torch.Generator().manual_seed(6)).double()
-    one, other = (rollout(agents, start, goals, noise) for agents in (fixed, learned))
+    one, other = (rollout(agents, Task(start, goals), noise) for agents in (fixed, learned))
     torch.testing.assert_close(one.states, other.states, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one.kl, other.kl, rtol=1e-9, atol=1e-9)
 
@@ -174,7 +174,7 @@ def test_the_learned_agent_moves_away_from_it():
     goals, start = goals_and_start()
     steps = spread_steps(len(goals), agents.horizon, torch.Generator().manual_seed(0))
     noise = torch.randn(1, *goals.shape, generator=torch.Generator().manual_seed(0)).double()
-    make_learner(agents)(start, goals, noise, steps=steps).loss.backward()
+    agents.learn(Task(start, goals), {"noise": noise, "steps": steps.unsqueeze(0)}, Clock()).loss.backward()
     for name in (
         "gc_agent.head.weight",
         "gc_agent.log_odds",
@@ -196,10 +196,10 @@ def test_one_step_of_each_episode_estimates_the_bound(gc_agent):
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         noise = draw_noise(agents.environment, count, generator).double()
-        whole = bound(agents, rollout(agents, begin, many, noise))
+        whole = bound(agents, rollout(agents, Task(begin, many), noise))
         steps = spread_steps(count, 5, generator)
         noise = torch.randn(1, *many.shape, generator=generator).double()
-        one = make_learner(agents)(begin, many, noise, steps=steps).bound
+        one = agents.learn(Task(begin, many), {"noise": noise, "steps": steps.unsqueeze(0)}, Clock()).bound
     for ours, theirs in ((one.total, whole.total), (one.reconstruction, whole.reconstruction)):
         error = (ours.var() / count + theirs.var() / count).sqrt()
         assert (ours.mean() - theirs.mean()).abs() < 4 * error
@@ -252,18 +252,20 @@ def test_a_jump_is_the_steps_that_it_replaces():
     environment, agent, s_agent = parts(agents)
     goals, start = goals_and_start()
     canvas = start + torch.randn(start.shape, generator=torch.Generator().manual_seed(8)).double()
-    first = agent.step(torch.tensor([2]), environment, canvas, goals, start, None)
-    second = agent.step(torch.tensor([3]), environment, first.mean, goals, start, None)
+    seen = agents.see(2, torch.cat([canvas, start], 1), to=4)
+    told = agent.look(seen, goals)
+    first = agent.step(torch.tensor([2]), canvas, told)
+    second = agent.step(torch.tensor([3]), first.mean, told)
     slope = environment.schedule.correlation(torch.tensor([3]), torch.tensor([4]))[0]
     slope = slope * environment.schedule.sigma(torch.tensor([4])) / environment.schedule.sigma(torch.tensor([3]))
-    variance = second.variance + slope**2 * first.variance
+    variance = second.std**2 + slope**2 * first.std**2
     # The S-agent's jump, with its guess taken as the goal.
-    decision = s_agent.skip(2, 4, torch.cat([canvas, start], 1))
-    guess = decision.proposals.guess
-    first = agent.step(torch.tensor([2]), environment, canvas, guess, start, None)
-    second = agent.step(torch.tensor([3]), environment, first.mean, guess, start, None)
+    decision = s_agent.decide(seen)
+    told = agent.look(seen, decision.offer.guess)
+    first = agent.step(torch.tensor([2]), canvas, told)
+    second = agent.step(torch.tensor([3]), first.mean, told)
     torch.testing.assert_close(decision.policy.mean, second.mean)
-    torch.testing.assert_close(decision.policy.variance, variance)
+    torch.testing.assert_close(decision.policy.std**2, variance)
 
 
 @pytest.mark.parametrize(("horizon", "count"), [(10, 1), (10, 3), (10, 10), (7, 4)])
@@ -279,24 +281,22 @@ def test_fewer_steps_make_other_images_with_fewer_evaluations():
     agents = bridge("fixed", 6, jitter=0.1)
     start = torch.zeros(4, *SHAPE).double()
     noise = draw_noise(agents.environment, 4, torch.Generator().manual_seed(0)).double()
-    assert len(sample_rollout(agents, start, noise, path=even_path(6, 2)).states) == 3
-    every = sample_rollout(agents, start, noise, path=range(7)).states
-    torch.testing.assert_close(every, sample_rollout(agents, start, noise).states)
+    assert len(sample_rollout(agents, Task(start), noise, path=even_path(6, 2)).states) == 3
+    every = sample_rollout(agents, Task(start), noise, path=range(7)).states
+    torch.testing.assert_close(every, sample_rollout(agents, Task(start), noise).states)
 
 
 def test_only_the_fixed_bridge_skips_steps():
-    start = torch.zeros(2, *SHAPE).double()
-    agents = bridge("learned")
-    noise = draw_noise(agents.environment, 2, torch.Generator()).double()
-    with pytest.raises(GoalgenError, match="only the fixed bridge"):
-        sample_rollout(agents, start, noise, path=[0, 6])
+    assert bridge("fixed").can_skip
+    assert not bridge("learned").can_skip
+    assert not bridge("fixed", learn_variance=True).can_skip
 
 
 def test_temperature_narrows_the_policy():
     agents = bridge("fixed", 3)
     start = torch.zeros(500, *SHAPE).double()
     noise = draw_noise(agents.environment, 500, torch.Generator().manual_seed(0)).double()
-    wide, narrow = (sample_rollout(agents, start, noise, t).states[1, :, :1].std() for t in (1.0, 0.25))
+    wide, narrow = (sample_rollout(agents, Task(start), noise, t).states[1, :, :1].std() for t in (1.0, 0.25))
     assert narrow < 0.75 * wide
 
 
@@ -308,7 +308,7 @@ def test_the_start_stays_in_view_and_noise_is_around_it():
     environment, _, _ = parts(agents)
     goals, start = goals_and_start()
     noise = draw_noise(environment, len(goals), torch.Generator().manual_seed(1)).double()
-    states = rollout(agents, start, goals, noise).states
+    states = rollout(agents, Task(start, goals), noise).states
     for state in states:
         torch.testing.assert_close(environment.start(state), start)
     torch.testing.assert_close(environment.canvas(states[0]), start)
@@ -317,17 +317,18 @@ def test_the_start_stays_in_view_and_noise_is_around_it():
     torch.testing.assert_close(environment.canvas(states[1]), start + alpha * (goals - start) + sigma * noise[0])
 
 
-def test_the_policy_of_a_view_is_the_step():
+def test_the_policy_at_what_is_seen_is_the_step():
     agents = bridge("learned", jitter=0.1)
-    environment, agent, _ = parts(agents)
+    _, agent, _ = parts(agents)
     goals, start = goals_and_start()
     canvas = start + 0.1
     state = torch.cat([canvas, start], 1)
-    decision = agents.s_agent(2, state)
-    q = agent.policy(View(2, state, goals, decision, environment, agents.likelihood))
-    expected = agent.step(torch.tensor([2]), environment, canvas, goals, start, agent.look(goals, start, None))
+    decision = agents.s_agent.decide(agents.see(2, state))
+    seen = agents.see(2, state)
+    q = agent.policy(seen, goals, decision)
+    expected = agent.step(seen.h, canvas, agent.look(seen, goals))
     torch.testing.assert_close(q.mean, expected.mean)
-    torch.testing.assert_close(q.stddev, expected.stddev)
+    torch.testing.assert_close(q.std, expected.std)
 
 
 @pytest.mark.parametrize("horizon", [1, 4])
@@ -341,7 +342,7 @@ def test_the_fixed_agent_learns_by_the_squared_error_that_its_divergence_is(hori
     for short in (True, False):
         agents.zero_grad()
         gc_agent.follows_schedule = short  # without it: KL of the two policies, as of any agent
-        learned = make_learner(agents)(start, goals, noise, steps=steps)
+        learned = agents.learn(Task(start, goals), {"noise": noise, "steps": steps.unsqueeze(0)}, Clock())
         learned.loss.backward()
         gradients = {n: p.grad.clone() for n, p in agents.named_parameters() if p.grad is not None}
         found.append((learned.loss, learned.bound.kl, gradients))
@@ -355,7 +356,7 @@ def test_a_batch_in_which_nobody_is_at_the_last_step(gc_agent):
     agents = bridge(gc_agent, 6, jitter=0.1)
     goals, start = goals_and_start(3)
     noise = torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(6)).double()
-    learned = make_learner(agents)(start, goals, noise, steps=torch.tensor([0, 2, 4]))
+    learned = agents.learn(Task(start, goals), {"noise": noise, "steps": torch.tensor([0, 2, 4]).unsqueeze(0)}, Clock())
     learned.loss.backward()
     assert torch.isfinite(learned.loss)
     assert learned.bound.reconstruction.tolist() == [0.0, 0.0, 0.0]

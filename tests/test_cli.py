@@ -11,10 +11,11 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from runs import digest, environment, finish, start, tiny_config, tiny_options, write_images
+from runs import digest, environment, finish, setting_names, start, tiny_config, tiny_options, write_images
 
 from goalgen import cli, load
-from goalgen.config import Config, from_dict, load_preset, preset_names, to_dict
+from goalgen.config import Config
+from goalgen.settings import from_dict, load_preset, preset_names, to_dict
 from goalgen.training import train
 from goalgen.training.log import read_log
 from goalgen.training.preparation import check_config
@@ -26,15 +27,6 @@ def size(path) -> tuple[int, int]:
 
 
 # Help
-
-
-def settings(kind) -> list[str]:
-    """Names of all settings of a dataclass and of those inside it."""
-    names = []
-    for field in dataclasses.fields(kind):
-        inner = field.default_factory if dataclasses.is_dataclass(field.default_factory) else None
-        names += settings(inner) if inner else [field.name]
-    return names
 
 
 OPTIONS = {
@@ -49,7 +41,7 @@ def test_help_of_a_command_names_every_option(command, capsys):
         cli.main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    names = settings(OPTIONS[command])
+    names = setting_names(OPTIONS[command])
     assert len(names) >= 3
     for name in names:
         if name != "model":  # the one positional argument

@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from goalgen.config import DataConfig
-from goalgen.data import sources
+from goalgen.data import sources, tables
 from goalgen.data.sources import ImageSet, Splits, load_data
 from goalgen.errors import GoalgenError
 
@@ -467,8 +467,8 @@ def test_hub_data_set(tmp_path: Path) -> None:
         return datasets.Dataset.from_dict(rows, features=features)
 
     found = datasets.DatasetDict({"train": part(range(8)), "test": part(range(8, 10)), "unsupervised": part(range(3))})
-    source = sources._from_dataset_dict("owner/name", found)
-    splits = sources._decode_splits(source, DataConfig(data="owner/name"))
+    source = tables.open_data_sets("owner/name", found)
+    splits, _ = sources._decode_splits(source, DataConfig(data="owner/name"))
     assert sorted(levels_of(splits.train) + levels_of(splits.validation)) == list(range(8))
     assert levels_of(splits.test) == [8, 9]
     assert splits.label_names == ("even", "odd")

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import setting_names
 
 from goalgen import cli
-from goalgen.config import Config, load_preset, preset_names
+from goalgen.cli import commands, options
+from goalgen.config import Config
 from goalgen.errors import GoalgenError
+from goalgen.settings import load_preset, preset_names
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "goalgen"
@@ -179,18 +182,9 @@ def test_python_blocks_run(path, tmp_path):
 
 
 def option_names(kind: Any) -> set[str]:
-    """The options of a dataclass as the command line spells them, those of nested ones included."""
-    names = {"--help", "-h"}
-    for item in dataclasses.fields(kind):
-        nested = item.default_factory if item.default_factory is not dataclasses.MISSING else None
-        if nested is not None and dataclasses.is_dataclass(nested):
-            names |= option_names(nested)
-            continue
-        option = item.name.replace("_", "-")
-        names.add(f"--{option}")
-        if item.type in (bool, "bool"):
-            names.add(f"--no-{option}")
-    return names
+    """The options of a dataclass as the command line spells them."""
+    options = {name.replace("_", "-") for name in setting_names(kind)}
+    return {"--help", "-h"} | {f"--{option}" for option in options} | {f"--no-{option}" for option in options}
 
 
 NAMES = {command: option_names(kind) for command, kind in OPTIONS.items()}
@@ -238,13 +232,13 @@ def test_commands_use_options_that_exist(path, monkeypatch):
 
 def parse_whole(command: str, arguments: list[str], path: Path) -> None:
     """Let the command line itself read the arguments, values included."""
-    default = None
-    if command == "train":
-        preset, arguments = cli._take_preset(arguments)
-        assert preset is None or preset in preset_names(), f"{path.name}: no preset {preset}"
-        default = load_preset(preset) if preset else Config()
     try:
-        cli.parse(OPTIONS[command], command, arguments, default)
+        if command == "train":
+            preset, arguments = commands._take_preset(arguments)
+            assert preset is None or preset in preset_names(), f"{path.name}: no preset {preset}"
+            options.parse_config(arguments, load_preset(preset) if preset else None)
+        else:
+            options.parse(OPTIONS[command], command, arguments)
     except GoalgenError as error:
         raise AssertionError(f"{path.name}: goalgen {command} {' '.join(arguments)}: {error}") from None
 

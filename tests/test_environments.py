@@ -8,9 +8,13 @@ import pytest
 import torch
 from tiny import tiny_agents, tiny_start
 
-from goalgen.environments import ChoiceEnvironment, Continuous, Discrete, ProposalsEnvironment, check_environment
+from goalgen.check import check_environment
+from goalgen.environment import ChoiceEnvironment, Continuous, Discrete
 from goalgen.errors import GoalgenError
+from goalgen.families.proposals import ProposalsEnvironment
+from goalgen.policies import Categorical, Gaussian
 from goalgen.rollout import draw_noise, sample_rollout
+from goalgen.task import Task
 
 SHAPE = (1, 4, 6)
 
@@ -61,23 +65,22 @@ def test_learned_step_sizes_receive_a_gradient():
 def test_sampling_by_inverse_cdf_has_the_policy_as_its_distribution():
     space = Discrete(4)
     logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).view(1, 1, 4).expand(40000, 1, 4)
-    actions = space.sample(space.policy(logits), space.noise(40000, torch.Generator().manual_seed(0)))
+    actions = Categorical(logits).sample(space.noise(40000, torch.Generator().manual_seed(0)))
     share = torch.bincount(actions.flatten(), minlength=4) / 40000
     assert torch.allclose(share, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.01)
 
 
 def test_an_impossible_action_is_never_taken():
-    space = Discrete(3)
     logits = torch.tensor([-math.inf, 0.0, -math.inf]).view(1, 1, 3).expand(3, 1, 3)
     noise = torch.tensor([[0.0], [0.5], [1 - 2**-24]])
-    assert space.sample(space.policy(logits), noise).flatten().tolist() == [1, 1, 1]
+    assert Categorical(logits).sample(noise).flatten().tolist() == [1, 1, 1]
 
 
 def test_gaussian_actions_are_reparameterised():
     space = Continuous((2, 3))
     mean, std = torch.randn(5, 2, 3, requires_grad=True), torch.full((5, 2, 3), 0.5)
     noise = space.noise(5, torch.Generator().manual_seed(0))
-    action = space.sample(space.policy(mean, std), noise)
+    action = Gaussian(mean, std).sample(noise)
     assert torch.allclose(action, mean + 0.5 * noise)
     action.sum().backward()
     assert torch.allclose(mean.grad, torch.ones(5, 2, 3))
@@ -85,13 +88,12 @@ def test_gaussian_actions_are_reparameterised():
 
 def test_policy_never_falls_below_its_floor():
     """However extreme the logits, each KL is at most log(A / share). (Equation 17)"""
-    from goalgen.agents.s_agent import UNIFORM_SHARE
-    from goalgen.environments import action_log_probs
+    from goalgen.families.proposals.s_agent import UNIFORM_SHARE
 
     agents = tiny_agents()
     with torch.no_grad():
         agents.s_agent.logit_bias[0] += 1e4
-    log_p = action_log_probs(agents.s_agent(0, tiny_start()).policy)
+    log_p = agents.s_agent.decide(agents.see(0, tiny_start())).policy.log_probs
     assert log_p.min() > math.log(UNIFORM_SHARE / 3) - 1e-4
     assert torch.allclose(log_p.exp().sum(-1), torch.ones(6, 1), atol=1e-5)
 
@@ -99,26 +101,24 @@ def test_policy_never_falls_below_its_floor():
 def test_low_temperature_takes_the_likeliest_action():
     agents = tiny_agents()
     noise = draw_noise(agents.environment, 6, torch.Generator().manual_seed(0))
-    cold = sample_rollout(agents, tiny_start(), noise, temperature=1e-3)
-    first = agents.s_agent(0, tiny_start()).policy.base_dist.probs.argmax(-1)
+    cold = sample_rollout(agents, Task(tiny_start()), noise, temperature=1e-3)
+    first = agents.s_agent.decide(agents.see(0, tiny_start())).policy.probs.argmax(-1)
     assert torch.equal(cold.actions[0], first)
     with pytest.raises(GoalgenError, match="temperature must be above 0"):
-        sample_rollout(agents, tiny_start(), noise, temperature=0.0)
+        sample_rollout(agents, Task(tiny_start()), noise, temperature=0.0)
 
 
 class Sum(ChoiceEnvironment):
     """A correct world of two actions, to be broken in one way at a time."""
 
-    differentiable = True
-
     def __init__(self):
         super().__init__()
         self.horizon, self.state_shape, self.action_space = 2, SHAPE, Discrete(2)
 
-    def transition(self, h, state, action, proposals):
+    def transition(self, h, state, action, offer):
         return state + action.float().view(-1, 1, 1, 1)
 
-    def candidates(self, h, state, proposals):
+    def candidates(self, h, state, offer):
         return torch.stack([state, state + 1], 1)
 
     def cell_mask(self):
@@ -141,13 +141,13 @@ FAULTS = [
     ({"transition": lambda s, h, x, a, p: x + a.float().mean()}, "mixes the rows"),
     ({"transition": lambda s, h, x, a, p: x[:, :, :-1]}, "where .* was expected"),
     ({"transition": lambda s, h, x, a, p: x / 0}, "NaN or infinity"),
-    ({"transition": lambda s, h, x, a, p: p + x}, "pass what its S-agent proposes"),
+    ({"transition": lambda s, h, x, a, p: p + x}, "pass what its S-agent offers"),
     ({"transition": lambda s, h, x, a, p: x.detach() + a.float().view(-1, 1, 1, 1)}, "no gradient passes"),
     ({"candidates": lambda s, h, x, p: torch.stack([x + 1, x], 1)}, "disagree on action 0"),
     ({"candidates": lambda s, h, x, p: torch.stack([x], 1)}, "num_actions"),
     ({"cell_mask": lambda s: torch.zeros(1, 1, 4, 6)}, "loses or repeats pixels"),
     ({"cell_mask": lambda s: torch.ones(2, 1, 1, 1)}, "one mask a cell"),
-    ({"initial": lambda s, c: c.long()}, "floating point"),
+    ({"initial": lambda s, c: c.long()}, "torch.float32"),
 ]
 
 

@@ -15,13 +15,14 @@ from runs import different, tensors, timeless_log, tiny_config, tiny_options, wr
 from tiny import tiny_agents, tiny_goals, tiny_start
 
 from goalgen import cli, exact
-from goalgen.agents import make_agents
-from goalgen.config import ModelConfig
 from goalgen.data import load_data
 from goalgen.errors import GoalgenError
+from goalgen.families import make
 from goalgen.model import load
 from goalgen.rollout import draw_noise, rollout
+from goalgen.settings import configure
 from goalgen.starts import make_start
+from goalgen.task import Task
 from goalgen.training import train
 from goalgen.training.batches import Batches
 from goalgen.training.log import read_log
@@ -165,7 +166,7 @@ def test_fixed_bridge_samples_in_fewer_steps(tmp_path, capsys):
 def test_other_models_take_every_step(tmp_path, capsys):
     run = train(tiny_config(tmp_path / "run", max_steps=3, **FAMILIES["latent"])).folder
     assert cli.main(["sample", str(run), "--out", str(tmp_path / "s"), "--steps", "1"]) == 2
-    assert "only the fixed bridge can skip some" in capsys.readouterr().err
+    assert "takes every step it was trained with" in capsys.readouterr().err
 
 
 # Labels
@@ -209,15 +210,17 @@ def test_bound_bounds_the_likelihood_given_the_label():
     for kind in ("posterior", "value", "greedy"):
         agents = tiny_agents(kind, condition="label")
         with torch.no_grad():
-            truth = exact.log_likelihood(agents, start, goals, label)
-            assert (exact.expected_bound(agents, start, goals, label) >= -truth - 1e-5).all()
-            other = exact.log_likelihood(agents, start, goals, (label + 1) % 3)
+            truth = exact.log_likelihood(agents, Task(start, goals, label))
+            assert (exact.expected_bound(agents, Task(start, goals, label)) >= -truth - 1e-5).all()
+            other = exact.log_likelihood(agents, Task(start, goals, (label + 1) % 3))
             assert (truth - other).abs().min() > 1e-3
-    best = exact.OptimalGCAgent(agents.environment, agents.shape).attach(agents)
+    exact.OptimalGCAgent(agents)
     with torch.no_grad():
-        torch.testing.assert_close(exact.expected_bound(best, start, goals, label), -truth, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            exact.expected_bound(agents, Task(start, goals, label)), -truth, rtol=1e-5, atol=1e-5
+        )
         noise = draw_noise(agents.environment, 6, torch.Generator().manual_seed(0))
-        assert rollout(agents, start, goals, noise, label=label).label is label
+        assert rollout(agents, Task(start, goals, label), noise).task.label is label
 
 
 def test_a_model_with_labels_asks_for_them(tmp_path):
@@ -244,7 +247,7 @@ def test_a_model_with_labels_asks_for_them(tmp_path):
      ("greedy", "proposals"), ("value", "proposals")],
 )  # fmt: skip
 def test_a_gc_agent_brings_its_environment(gc_agent, environment):
-    agents = make_agents(ModelConfig(gc_agent=gc_agent, horizon=2, width=8, head_width=4), (1, 8, 8), 17)
+    agents = make(configure(gc_agent=gc_agent, horizon=2, width=8, head_width=4), (1, 8, 8), 17)
     assert type(agents.environment).__name__.lower() == f"{environment}environment"
 
 
@@ -253,7 +256,7 @@ def test_a_gc_agent_brings_its_environment(gc_agent, environment):
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "encoder of the proposals": ({"gc_agent": "encoder"}, "'encoder' needs --environment latent"),
     "fixed agent of the latents": ({"environment": "latent", "gc_agent": "fixed"}, "'fixed' needs --environment bridge"),
-    "posterior of the bridge": ({"environment": "bridge", "gc_agent": "posterior"}, "needs an environment with few actions"),
+    "posterior of the bridge": ({"environment": "bridge", "gc_agent": "posterior"}, "'posterior' needs --environment proposals, not bridge"),
     "latent of no numbers": ({"environment": "latent", "latent_size": 0}, "--latent-size must be at least 1"),
     "ratios that fall": ({"environment": "bridge", "log_snr": (3.0, -2.0)}, "--log-snr must be two finite numbers that rise"),
     "warm-up of the bridge": ({"environment": "bridge", "kl_warmup_steps": 5}, "--kl-warmup-steps is for --environment latent"),
@@ -288,18 +291,16 @@ def test_processes_share_a_batch_row_by_row(family):
         Path("unused"), batch_size=8, chain_dropout=0.1 if family == "proposals, label" else 0.0, **FAMILIES[family]
     )
     data = load_data(config.data)
-    agents = make_agents(config.model, data.train.shape, data.train.levels, num_labels=10)
+    model = make(config, data.train.shape, data.train.levels, num_labels=10)
     start = make_start("mean", data.train.shape, torch.zeros(data.train.shape), config.data)
-    marginals = agents.gc_agent.learner == "marginals"
     whole, *parts = (
-        Batches(config, data.train, False, start, agents.environment, rank, world, marginals)(3)
-        for rank, world in ((0, 1), (0, 2), (1, 2))
+        Batches(config, data.train, False, start, model, rank, world)(3) for rank, world in ((0, 1), (0, 2), (1, 2))
     )
-    for name, expected in vars(whole).items():
-        mine = [getattr(part, name) for part in parts]
-        if expected is None:
-            assert mine == [None, None]
-        else:
-            assert torch.equal(torch.cat(mine, 1 if name in ("noise", "interrupt") else 0), expected), name
-    assert (whole.steps is None) != marginals
-    assert (whole.label is None) == (config.model.condition == "none")
+    assert set(whole.draws) >= {"noise"}
+    for name, expected in whole.draws.items():
+        assert torch.equal(torch.cat([part.draws[name] for part in parts], 1), expected), name
+    for name in ("start", "goals", "label"):
+        expected, mine = getattr(whole.task, name), [getattr(part.task, name) for part in parts]
+        assert mine == [None, None] if expected is None else torch.equal(torch.cat(mine), expected), name
+    assert ("steps" in whole.draws) == (family == "fixed bridge")
+    assert (whole.task.label is None) == (config.model.condition == "none")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goalgen.likelihoods import LARGEST_SCALE, Likelihood, bernoulli_log_prob, discretised_logistic_log_prob
+from goalgen.likelihoods import LARGEST_SCALE, PixelLikelihood, bernoulli_log_prob, discretised_logistic_log_prob
 
 
 def grey_levels(levels):
@@ -56,7 +56,7 @@ def test_outer_levels_have_a_gradient_where_it_is_due_and_none_is_nan(log_scale)
 
 
 def test_a_canvas_never_seen_is_no_infinite_loss():
-    likelihood = Likelihood((1, 4, 4), 256)
+    likelihood = PixelLikelihood((1, 4, 4), 256)
     with torch.no_grad():
         likelihood.scale_network[-1].weight.fill_(1e3)
     canvas = torch.full((1, 1, 4, 4), -50.0, requires_grad=True)
@@ -78,7 +78,7 @@ def test_bernoulli_is_the_logistic_at_two_levels(mean, log_scale):
 
 
 def test_scale_depends_on_the_canvas_and_is_bounded_below():
-    likelihood = Likelihood((1, 5, 5), 256)
+    likelihood = PixelLikelihood((1, 5, 5), 256)
     canvas = torch.randn(3, 2, 1, 5, 5)
     assert torch.equal(likelihood.log_scale(canvas), likelihood.log_scale(torch.zeros_like(canvas)))  # untrained
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_scale_depends_on_the_canvas_and_is_bounded_below():
 
 
 def test_log_prob_sums_the_map():
-    likelihood = Likelihood((3, 4, 4), 17)
+    likelihood = PixelLikelihood((3, 4, 4), 17)
     goal = torch.randint(0, 17, (2, 3, 4, 4)) / 8 - 1
     canvas = torch.randn(2, 3, 4, 4)
     assert torch.allclose(likelihood.log_prob(goal, canvas), likelihood.log_prob_map(goal, canvas).sum((1, 2, 3)))
@@ -97,4 +97,4 @@ def test_log_prob_sums_the_map():
 
 def test_one_level_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        Likelihood((1, 2, 2), 1)
+        PixelLikelihood((1, 2, 2), 1)

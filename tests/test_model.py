@@ -11,7 +11,8 @@ from runs import digest, edit_json, tiny_config, write_images
 from goalgen import GoalgenError, evaluate, load, load_data
 from goalgen.config import DataConfig
 from goalgen.data import from_unit, to_bytes, to_unit
-from goalgen.model import BLOCK, Model
+from goalgen.model import Model
+from goalgen.sampling import BLOCK
 from goalgen.starts import blur
 from goalgen.training import train
 
@@ -206,9 +207,9 @@ def test_images_that_are_none_of_its_own_are_refused(model, images, message):
 
 def test_saved_model_is_the_model_to_the_last_bit(model, tmp_path):
     again = load(model.save(tmp_path / "saved"))
-    assert again.agents.state_dict().keys() == model.agents.state_dict().keys()
-    for name, tensor in model.agents.state_dict().items():
-        assert torch.equal(again.agents.state_dict()[name], tensor), name
+    assert again.family.state_dict().keys() == model.family.state_dict().keys()
+    for name, tensor in model.family.state_dict().items():
+        assert torch.equal(again.family.state_dict()[name], tensor), name
     assert torch.equal(again.sample(4).states, model.sample(4).states)
     assert (again.config, again.facts, again.weights) == (model.config, {**model.facts, "weights": "ema"}, "ema")
 
@@ -216,9 +217,9 @@ def test_saved_model_is_the_model_to_the_last_bit(model, tmp_path):
 def test_raw_weights_are_others_and_stay_raw_when_saved(digits_run, model, tmp_path):
     raw = load(digits_run, weights="raw")
     assert (raw.weights, model.weights) == ("raw", "ema")
-    assert not torch.equal(raw.agents.s_agent.weight, model.agents.s_agent.weight)
+    assert not torch.equal(raw.family.s_agent.weight, model.family.s_agent.weight)
     again = load(raw.save(tmp_path / "raw"), weights="raw")
-    assert torch.equal(again.agents.s_agent.weight, raw.agents.s_agent.weight)
+    assert torch.equal(again.family.s_agent.weight, raw.family.s_agent.weight)
     assert again.weights == "raw"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -19,26 +18,31 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from goalgen import plots
-from goalgen.config import Config, DataConfig, ModelConfig, TrainingConfig
 from goalgen.data import load_data
 from goalgen.errors import GoalgenError
-from goalgen.metrics.statistics import nearest_distance
+from goalgen.families.proposals import picture
+from goalgen.families.proposals.picture import draw_usage
+from goalgen.metrics.statistics import nearest_rows
 from goalgen.model import load
-from goalgen.plots import draw_curves, draw_kl, draw_usage, nearest_images, plot_run, read_curves, settled, smooth
+from goalgen.plots import draw_curves, draw_kl, plot_run, read_curves, settled, smooth
+from goalgen.settings import configure
 from goalgen.training import train
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
 
 NAMES = ["curves.png", "kl_by_step.png", "usage.png", "trajectories.png", "neighbours.png"]
 HORIZON, ACTIONS, STEPS = 4, 6, 40
-MODEL = ModelConfig(environment="proposals", horizon=HORIZON, num_proposals=ACTIONS, width=16, depth=1, head_width=8)
-TRAINING = TrainingConfig(batch_size=8, max_steps=STEPS, log_every=5, eval_every=10, picture_every=0, quiet=True)
+SETTINGS = {
+    "environment": "proposals", "horizon": HORIZON, "num_proposals": ACTIONS, "width": 16, "depth": 1, "head_width": 8,
+    "batch_size": 8, "max_steps": STEPS, "log_every": 5, "eval_every": 10, "picture_every": 0, "quiet": True,
+}  # fmt: skip
+SHORT = SETTINGS | {"max_steps": 4, "log_every": 2, "eval_every": 2}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("plots") / "run"
-    train(Config(out=out, data=DataConfig(limit=200), model=MODEL, training=TRAINING))
+    train(configure(out=out, limit=200, **SETTINGS))
     return out
 
 
@@ -238,28 +242,15 @@ def test_usage_is_that_of_the_last_checkpoint_not_of_the_best(copy: Path, monkey
         seen.append(usage)
         return draw_usage(usage, below)
 
-    monkeypatch.setattr(plots, "draw_usage", look)
+    monkeypatch.setattr(picture, "draw_usage", look)
     plot_run(copy)
-    last = load(copy, which="last").agents.usage
+    last = load(copy, which="last").family.usage
     assert (seen[0] == last).all()
     assert seen[0].shape == (HORIZON, 1, ACTIONS)
     for path in list_checkpoints(copy):
         shutil.rmtree(path)
     plot_run(copy)
-    assert (seen[1] == load(copy).agents.usage).all()
-
-
-def test_nearest_images_are_the_nearest_in_order() -> None:
-    generator = torch.Generator().manual_seed(0)
-    reference, others = torch.randint(0, 17, (5006, 1, 3, 3), dtype=torch.uint8, generator=generator).split([5000, 6])
-    queries = torch.cat([reference[4500:4501], others])
-    distance, index = nearest_images(queries, reference, 4)
-    everything = torch.linalg.vector_norm(queries.double()[:, None] - reference.double()[None], dim=(2, 3, 4))
-    assert torch.allclose(distance, everything.sort(1).values[:, :4])
-    assert torch.allclose(everything.gather(1, index), distance)
-    assert distance[0, 0] == 0
-    assert torch.allclose(distance[:, 0], nearest_distance(queries.flatten(1), reference.flatten(1)).distance)
-    assert nearest_images(queries, reference[:3], 4)[1].shape == (7, 3)
+    assert (seen[1] == load(copy).family.usage).all()
 
 
 def test_neighbours_header_compares_samples_with_test_images(run: Path) -> None:
@@ -269,7 +260,7 @@ def test_neighbours_header_compares_samples_with_test_images(run: Path) -> None:
     figure = plots.draw_neighbours(model, data.train.images, goals, 3)
     rows = model.sample(70, 3).levels.flatten(1), goals.images.flatten(1)
     # Root mean square over 64 pixels, grey levels as 0..1.
-    mine, theirs = (float(nearest_distance(r, data.train.images.flatten(1)).distance.mean()) / 16 / 8 for r in rows)
+    mine, theirs = (float(nearest_rows(r, data.train.images.flatten(1))[0].mean()) / 16 / 8 for r in rows)
     header = " ".join(t.get_text() for t in figure.texts)
     assert f"{mine:.3f} for 70 samples" in header
     assert f"{theirs:.3f} for 70 test images" in header
@@ -296,10 +287,8 @@ def test_film_strips_are_the_samples_and_the_told_episodes_beside_their_goals(ru
 
 
 def test_a_start_that_is_a_function_of_the_goal_cells_and_black_and_white(tmp_path: Path) -> None:
-    model = dataclasses.replace(MODEL, horizon=20, grid=2, start="blur")
-    training = dataclasses.replace(TRAINING, max_steps=4, log_every=2, eval_every=2)
-    data = DataConfig(limit=20, binarize=True)
-    train(Config(out=tmp_path / "run", data=data, model=model, training=training))
+    settings = SHORT | {"horizon": 20, "grid": 2, "start": "blur", "limit": 20, "binarize": True}
+    train(configure(out=tmp_path / "run", **settings))
     assert [p.name for p in plot_run(tmp_path / "run")] == NAMES
     edit_config(tmp_path / "run", "data", data="/gone/away")
     with pytest.warns(UserWarning, match="data cannot be used"):
@@ -313,9 +302,8 @@ def test_starts_paired_with_the_goals_by_name(tmp_path: Path) -> None:
         for i in range(40):
             pixels = torch.randint(0, 256, (9, 6, 3), dtype=torch.uint8, generator=generator)
             Image.fromarray(pixels.numpy()).save(tmp_path / folder / f"{i:02d}.png")
-    model = dataclasses.replace(MODEL, horizon=2, start=str(tmp_path / "starts"))
-    training = dataclasses.replace(TRAINING, max_steps=4, log_every=2, eval_every=2)
-    train(Config(out=tmp_path / "run", data=DataConfig(data=str(tmp_path / "goals")), model=model, training=training))
+    places = {"start": str(tmp_path / "starts"), "data": str(tmp_path / "goals")}
+    train(configure(out=tmp_path / "run", **SHORT | places | {"horizon": 2}))
     assert [p.name for p in plot_run(tmp_path / "run")] == NAMES
     trained = load(tmp_path / "run")
     goals = load_data(trained.config.data).test
@@ -327,11 +315,6 @@ def test_starts_paired_with_the_goals_by_name(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "starts")
     with pytest.warns(UserWarning, match="trajectories and neighbours are left out"):
         assert [p.name for p in plot_run(tmp_path / "run")] == NAMES[:3]
-
-
-def test_continuous_actions_have_no_usage_to_show(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "load_tensors", lambda path: ({"usage": torch.zeros(HORIZON, 5, 0)}, {}))
-    assert [p.name for p in plot_run(run, tmp_path)] == [n for n in NAMES if n != "usage.png"]
 
 
 # 4. What is missing

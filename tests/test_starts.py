@@ -75,7 +75,6 @@ def test_constant() -> None:
 
 def test_noise() -> None:
     start = make_start("noise:0.5", (1, 32, 32))
-    assert start.is_random
     states = start(64, generator=rng.generator(0, "start"))
     assert abs(float(states.mean())) < 0.01
     assert float(states.std()) == pytest.approx(0.5, abs=0.01)
@@ -246,12 +245,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_tensor_start() -> None:
     images = random_goals(GREY)
-    assert (TensorStart(images)(4) == images).all()
+    assert (TensorStart(images, GREY)(4) == images).all()
     assert (TensorStart(images[0], GREY)(3) == images[0]).all()
-    assert (TensorStart(images[:1])(3) == images[0]).all()
-    assert TensorStart(images.double())(4).dtype == torch.float32
+    assert (TensorStart(images[:1], GREY)(3) == images[0]).all()
+    assert TensorStart(images.double(), GREY)(4).dtype == torch.float32
     with pytest.raises(GoalgenError, match="4 initial states were given for a batch of 3; give 1 or 3"):
-        TensorStart(images)(3)
+        TensorStart(images, GREY)(3)
     nan = images.clone()
     nan[0, 0, 0, 0] = math.nan
     for match, tensor in {

@@ -16,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from goalgen import cli
-from goalgen.agents import GCAgent, register_gc_agent
+from goalgen.agents import GCAgent
+from goalgen.families import make
+from goalgen.families.proposals import Proposals
 from goalgen.model import load
 from goalgen.training import train
 from goalgen.training.checkpoints import list_checkpoints
@@ -53,11 +55,11 @@ def test_best_model_is_the_one_with_the_lowest_held_out_bound_in_the_log(tmp_pat
 
 def test_best_model_holds_the_weights_that_were_measured(tmp_path):
     from goalgen.data import load_data
-    from goalgen.training.loop import validation_bound
+    from goalgen.training.validation import validation_bound
 
     folder = train(tiny_config(tmp_path / "run", max_steps=12, eval_every=5)).folder
     model = load(folder)
-    nats = validation_bound(model.agents, load_data(model.config.data).validation, model.start(), model.config.seed)
+    nats = validation_bound(model.family, load_data(model.config.data).validation, model.start(), model.config.seed)
     assert float(model.bits_per_dim(nats)) == pytest.approx(model.facts["validation_bits_per_dim"], rel=1e-6)
 
 
@@ -168,7 +170,7 @@ def test_binarised_digits_are_black_and_white_under_a_bernoulli(tmp_path):
     sampled = model.sample(8)
     assert model.levels == 2
     canvas = torch.linspace(-1.5, 1.5, 64).view(1, 1, 8, 8)
-    levels = [model.agents.likelihood.log_prob_map(torch.full_like(canvas, level), canvas) for level in (-1.0, 1.0)]
+    levels = [model.family.likelihood.log_prob_map(torch.full_like(canvas, level), canvas) for level in (-1.0, 1.0)]
     torch.testing.assert_close(torch.stack(levels).exp().sum(0), torch.ones_like(canvas))
     assert set(sampled.levels.unique().tolist()) <= {0, 1}
     assert set(sampled.images.unique().tolist()) <= {0, 255}
@@ -176,13 +178,13 @@ def test_binarised_digits_are_black_and_white_under_a_bernoulli(tmp_path):
 
 def test_learned_step_sizes_move_each_by_itself(tmp_path):
     folder = train(tiny_config(tmp_path / "run", learn_step_size=True, step_size=0.3)).folder
-    alpha = load(folder, weights="raw").agents.environment.log_alpha.exp()
+    alpha = load(folder, weights="raw").family.environment.log_alpha.exp()
     assert (alpha - 0.3).abs().min() > 1e-4
     assert len(alpha.unique()) == 3
 
 
 def test_fixed_step_sizes_stay(tmp_path):
-    alpha = load(train(tiny_config(tmp_path / "run", max_steps=4)).folder).agents.environment.log_alpha.exp()
+    alpha = load(train(tiny_config(tmp_path / "run", max_steps=4)).folder).family.environment.log_alpha.exp()
     torch.testing.assert_close(alpha, torch.full((3,), 0.3))
 
 
@@ -225,14 +227,12 @@ def test_starts_in_a_folder_are_paired_with_goals_of_the_same_name(tmp_path):
 class PriorGCAgent(GCAgent):
     """Ignores the goal and acts as the S-agent would: what a fourth GC-agent takes, in two lines."""
 
-    learner = "imitation"
-
-    def policy(self, view):
-        return view.decision.policy
+    def policy(self, seen, goal, decision):
+        return decision.policy
 
 
-def test_fourth_gc_agent_takes_one_class_and_one_call(tmp_path):
-    register_gc_agent("prior", PriorGCAgent)
+def test_fourth_gc_agent_takes_one_class_and_one_entry(tmp_path, monkeypatch):
+    monkeypatch.setitem(Proposals.gc_agents, "prior", PriorGCAgent)
     folder = train(tiny_config(tmp_path / "run", gc_agent="prior")).folder
     assert [final(folder)[f"kl_nats_{h}"] for h in range(3)] == [0, 0, 0]
     assert load(folder).nll_bound(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).kl.abs().max() == 0
@@ -326,8 +326,9 @@ def test_batch_that_two_processes_cannot_share_is_refused():
     from goalgen.training.batches import Batches
 
     config = tiny_config(Path("unused"), batch_size=5)
+    family = make(config, (1, 8, 8), 17)
     with pytest.raises(Exception, match="--batch-size 5 cannot be shared by 2 processes"):
-        Batches(config, None, False, None, None, rank=0, world=2)  # type: ignore[arg-type]
+        Batches(config, None, False, None, family, rank=0, world=2)  # type: ignore[arg-type]
 
 
 def test_runs_of_several_precisions_follow_each_other_in_one_python(tmp_path):

@@ -8,14 +8,17 @@ import pytest
 import torch
 from tiny import tiny_agents, tiny_goals, tiny_start
 
-from goalgen.agents import make_agents
-from goalgen.config import ModelConfig, TrainingConfig
+from goalgen.config import TrainingConfig
+from goalgen.families import make
+from goalgen.families.proposals import dead_proposals, revive
+from goalgen.learning import Clock
 from goalgen.rng import generator
-from goalgen.training import loop
+from goalgen.settings import configure
+from goalgen.task import Task
+from goalgen.training import machine
 from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log, read_log
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
-from goalgen.training.revival import dead_proposals, revive
 
 
 def test_average_with_warm_up_is_the_weighted_sum_of_all_weights_seen():
@@ -124,14 +127,10 @@ DEAD, POPULAR, OTHER = 0, 1, 2
 @pytest.fixture
 def worn():
     """Agents after one optimiser step, one of whose three proposals is never chosen."""
-    from goalgen.learners import make_learner
-    from goalgen.rollout import draw_noise
-
-    agents = tiny_agents()
-    learner = make_learner(agents, "full")
+    agents = tiny_agents(backprop="full")
     optimizer = make_optimizer(agents, TrainingConfig())
-    noise = draw_noise(agents.environment, 6, generator(0, "test"))
-    learner(tiny_start(), tiny_goals(), noise).loss.backward()
+    draws = agents.draw(6, lambda _: generator(0, "test"))
+    agents.learn(Task(tiny_start(), tiny_goals()), draws, Clock()).loss.backward()
     optimizer.step()
     with torch.no_grad():
         agents.s_agent.logit_bias[DEAD] = -30
@@ -140,10 +139,17 @@ def worn():
     return agents, EMA(agents, 0.9).module, optimizer
 
 
+def revived(worn, below):
+    agents, ema, optimizer = worn
+    count = revive(agents.s_agent, ema.s_agent, agents.usage, optimizer, generator(0, "test"), below)
+    ema.usage.copy_(agents.usage)
+    return count
+
+
 def policy_and_proposals(agents, canvas):
     with torch.no_grad():
-        decision = agents.s_agent(1, canvas)
-    return decision.policy.base_dist.probs[:, 0], decision.proposals
+        decision = agents.s_agent.decide(agents.see(1, canvas))
+    return decision.policy.probs[:, 0], decision.offer
 
 
 def test_dead_are_those_below_their_part_of_an_equal_share():
@@ -157,7 +163,7 @@ def test_dead_proposal_becomes_nearly_a_copy_of_a_popular_one(worn):
     agents, ema, optimizer = worn
     canvas = tiny_goals()
     _, before = policy_and_proposals(agents, canvas)
-    assert revive(agents, ema, optimizer, generator(0, "test"), 1e-7) == 1
+    assert revived((agents, ema, optimizer), 1e-7) == 1
     _, after = policy_and_proposals(agents, canvas)
     torch.testing.assert_close(after[:, POPULAR:], before[:, POPULAR:], rtol=0, atol=0)
     far = (before[:, DEAD] - before[:, POPULAR]).square().mean()
@@ -169,7 +175,7 @@ def test_dead_proposal_becomes_nearly_a_copy_of_a_popular_one(worn):
 def test_copy_shares_the_probability_of_its_source(worn, which):
     module, canvas = worn[which], tiny_goals()
     before, _ = policy_and_proposals(module, canvas)
-    revive(*worn, generator(0, "test"), 1e-7)
+    revived(worn, 1e-7)
     after, _ = policy_and_proposals(module, canvas)
     # The floor under every probability (1e-3 / A) is the copy's in addition.
     torch.testing.assert_close(after[:, DEAD], after[:, POPULAR], rtol=1e-5, atol=1e-7)
@@ -179,7 +185,7 @@ def test_copy_shares_the_probability_of_its_source(worn, which):
 
 def test_usage_is_shared_and_still_sums_to_one(worn):
     agents, ema, _ = worn
-    revive(*worn, generator(0, "test"), 1e-7)
+    revived(worn, 1e-7)
     assert torch.equal(agents.usage, ema.usage)
     torch.testing.assert_close(agents.usage[..., DEAD], torch.full((3, 1), 0.5))
     torch.testing.assert_close(agents.usage.sum(-1), torch.ones(3, 1))
@@ -192,7 +198,7 @@ def test_moments_of_the_optimiser_are_copied_with_the_weights(worn):
         moment = optimizer.state[agents.s_agent.get_parameter(name)]["exp_avg"]
         different.append(not torch.equal(moment.select(dimension, DEAD), moment.select(dimension, POPULAR)))
     assert any(different)
-    revive(*worn, generator(0, "test"), 1e-7)
+    revived(worn, 1e-7)
     for name, dimension in agents.s_agent.rows().items():
         state = optimizer.state[agents.s_agent.get_parameter(name)]
         for key in ("exp_avg", "exp_avg_sq"):
@@ -204,7 +210,7 @@ def test_two_copies_of_one_source_share_its_probability_in_three(worn):
     with torch.no_grad():
         agents.s_agent.logit_bias[OTHER] = -30
         agents.s_agent.logit_weight[OTHER] = 0
-    assert revive(*worn, generator(0, "test"), 0.5) == 2
+    assert revived(worn, 0.5) == 2
     after, _ = policy_and_proposals(agents, canvas)
     torch.testing.assert_close(after, torch.full_like(after, 1 / 3), rtol=0, atol=1e-5)
 
@@ -213,7 +219,7 @@ def test_nothing_is_revived_where_all_are_chosen(worn):
     agents = worn[0]
     agents.usage.fill_(1 / 3)
     before = {name: value.clone() for name, value in agents.state_dict().items()}
-    assert revive(*worn, generator(0, "test"), 0.5) == 0
+    assert revived(worn, 0.5) == 0
     torch.testing.assert_close(dict(agents.state_dict()), before, rtol=0, atol=0)
 
 
@@ -221,28 +227,29 @@ def test_nothing_is_revived_where_all_are_chosen(worn):
 
 
 def sized_agents(width: int, **changes):
-    return make_agents(ModelConfig(horizon=2, width=width, depth=2, head_width=8, **changes), (1, 8, 8), 17)
+    return make(configure(horizon=2, width=width, depth=2, head_width=8, **changes), (1, 8, 8), 17)
 
 
 def test_precision_is_chosen_by_device_size_and_family(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "cpu_has_bfloat16", lambda: True)
     small, large = sized_agents(16), sized_agents(512)
-    assert loop.choose_precision("auto", small) == "no"
-    assert loop.choose_precision("auto", large) == "bf16"
-    assert loop.choose_precision("auto", sized_agents(512, environment="proposals")) == "bf16"
-    assert loop.choose_precision("bf16", small) == "bf16"
-    assert loop.choose_precision("no", large) == "no"
-    monkeypatch.setattr(loop, "cpu_has_bfloat16", lambda: False)
-    assert loop.choose_precision("auto", large) == "no"
+    assert machine.choose_precision("auto", small) == "no"
+    assert machine.choose_precision("auto", large) == "bf16"
+    assert machine.choose_precision("auto", sized_agents(512, environment="proposals")) == "bf16"
+    assert machine.choose_precision("bf16", small) == "bf16"
+    assert machine.choose_precision("no", large) == "no"
+    monkeypatch.setattr(machine, "cpu_has_bfloat16", lambda: False)
+    assert machine.choose_precision("auto", large) == "no"
 
 
 def test_the_kl_is_warmed_up_over_steps_or_a_share_of_a_short_run():
-    settings = TrainingConfig()
-    assert loop.kl_weight(settings, 0, 0.0) == pytest.approx(1 / 500)
-    assert loop.kl_weight(settings, 249, 0.01) == pytest.approx(0.5)
-    assert loop.kl_weight(settings, 10, 0.2) == pytest.approx(0.5)  # two fifths of a run of few steps
-    assert loop.kl_weight(settings, 10, 0.4) == loop.kl_weight(settings, 10, 1.0) == 1.0
-    asked = TrainingConfig(kl_warmup_steps=10)
-    assert loop.kl_weight(asked, 4, 0.9) == pytest.approx(0.5)
-    assert loop.kl_weight(TrainingConfig(kl_warmup_steps=0), 0, 0.0) == 1.0
+    def weight(step: int, done: float, **settings) -> float:
+        return sized_agents(8, environment="latent", **settings).kl_weight(Clock(step, done))
+
+    assert weight(0, 0.0) == pytest.approx(1 / 500)
+    assert weight(249, 0.01) == pytest.approx(0.5)
+    assert weight(10, 0.2) == pytest.approx(0.5)  # two fifths of a run of few steps
+    assert weight(10, 0.4) == weight(10, 1.0) == 1.0
+    assert weight(4, 0.9, kl_warmup_steps=10) == pytest.approx(0.5)
+    assert weight(0, 0.0, kl_warmup_steps=0) == 1.0

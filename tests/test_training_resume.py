@@ -15,7 +15,7 @@ from runs import different, digest, finish, start, timeless_log, tiny_config, ti
 from safetensors.torch import load_file, save_file
 
 from goalgen import cli
-from goalgen.agents import GreedyGCAgent, register_gc_agent
+from goalgen.families.proposals import GreedyGCAgent, Proposals
 from goalgen.training import train
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
@@ -26,16 +26,16 @@ class StoppingGCAgent(GreedyGCAgent):
 
     decisions_left: int | None = None
 
-    def policy(self, view):
+    def policy(self, seen, goal, decision):
         cls = type(self)
         if cls.decisions_left is not None:
             cls.decisions_left -= 1
             if cls.decisions_left == 0:
                 signal.raise_signal(signal.SIGTERM)
-        return super().policy(view)
+        return super().policy(seen, goal, decision)
 
 
-register_gc_agent("stopping", StoppingGCAgent)
+Proposals.gc_agents["stopping"] = StoppingGCAgent
 
 FREQUENT = {
     "gc_agent": "stopping", "max_steps": 40, "log_every": 5, "eval_every": 6, "checkpoint_every": 9, "dropout": 0.1,

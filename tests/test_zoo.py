@@ -31,7 +31,7 @@ def test_a_model_of_the_zoo_samples_without_training(name, tmp_path):
     assert len(list(tmp_path.glob("0*.png"))) == 9
     model = goalgen.load(f"zoo:{name}")
     assert torch.equal(model.sample(4).images, goalgen.load(f"zoo:{name}").sample(4).images)
-    assert all(p.dtype == torch.float32 for p in model.agents.parameters())
+    assert all(p.dtype == torch.float32 for p in model.family.parameters())
 
 
 def test_the_digits_of_the_zoo_are_as_good_as_the_page_says():

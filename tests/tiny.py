@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from goalgen.agents import Agents, make_agents
-from goalgen.config import ModelConfig
+from goalgen.families import make
+from goalgen.family import Family
+from goalgen.settings import configure
 
 SHAPE = (1, 2, 2)
 LEVELS = 5
 
 
-def tiny_agents(gc_agent: str = "posterior", *, horizon: int = 3, actions: int = 3, seed: int = 0, **changes) -> Agents:
+def tiny_agents(gc_agent: str = "posterior", *, horizon: int = 3, actions: int = 3, seed: int = 0, **changes) -> Family:
     """Untrained agents whose proposals, policy and likelihood all depend on the canvas."""
-    config = ModelConfig(
+    config = configure(
         environment="proposals", horizon=horizon, num_proposals=actions, gc_agent=gc_agent, step_size=0.7, width=16, depth=1, head_width=8,
         **changes,
     )  # fmt: skip
-    agents = make_agents(config, SHAPE, LEVELS, seed, num_labels=3)
+    agents = make(config, SHAPE, LEVELS, seed, num_labels=3)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in agents.named_parameters():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from goalgen.agents import Agents
 from goalgen.rollout import Trajectory, rollout
+from goalgen.task import Task
 
 
 @dataclass
@@ -20,6 +21,10 @@ class Bound:
     """-log p(g | x_H), (B,) nats"""
     kl: Tensor
     """KL(q || p) of every step, (H, B) nats"""
+
+    def detach(self) -> Bound:
+        """The same without gradients."""
+        return Bound(self.reconstruction.detach(), self.kl.detach())
 
     @property
     def total(self) -> Tensor:
@@ -39,27 +44,23 @@ def bound(agents: Agents, trajectory: Trajectory, *, hold_scale: bool = False) -
     """J of the goals of a trajectory, one sample of its expectation. (Equation 3)
 
     Args:
-        hold_scale: see :meth:`goalgen.likelihoods.Likelihood.log_prob_map`.
+        hold_scale: see :meth:`goalgen.likelihoods.Likelihood.log_prob`.
     """
-    canvas = agents.environment.canvas(trajectory.states[-1])
-    return Bound(-agents.likelihood.log_prob(trajectory.goals, canvas, hold_scale=hold_scale), trajectory.kl)
+    log_prob = agents.likelihood.log_prob(trajectory.goals, trajectory.states[-1], hold_scale=hold_scale)
+    return Bound(-log_prob, trajectory.kl)
 
 
 def log_weight(agents: Agents, trajectory: Trajectory) -> Tensor:
     """log p(g, tau) - log q(tau | g), (B,) nats: the integrand of equation 4."""
-    canvas = agents.environment.canvas(trajectory.states[-1])
-    return agents.likelihood.log_prob(trajectory.goals, canvas) + trajectory.log_ratio.sum(0)
+    return agents.likelihood.log_prob(trajectory.goals, trajectory.states[-1]) + trajectory.log_ratio.sum(0)
 
 
 @torch.no_grad()
-def importance_weighted_bound(
-    agents: Agents, start: Tensor, goals: Tensor, noise: Tensor, label: Tensor | None = None
-) -> Tensor:
+def importance_weighted_bound(agents: Agents, task: Task, noise: Tensor) -> Tensor:
     """The tighter bound from K trajectories, (B,) nats (Burda et al. 2016). (Equation 4)
 
     Args:
         noise: (K, H, B, ...), independent noise for each trajectory.
-        label: (B,) int64, of a model that is conditioned on labels.
     """
-    weights = torch.stack([log_weight(agents, rollout(agents, start, goals, n, label=label)) for n in noise])
+    weights = torch.stack([log_weight(agents, rollout(agents, task, n)) for n in noise])
     return math.log(len(weights)) - torch.logsumexp(weights, 0)

@@ -1,26 +1,13 @@
-"""One typed configuration: the Python API, the command line's --help and the JSON saved with a run.
+"""One typed configuration. Field docstrings are what ``goalgen train --help`` prints.
 
-Field docstrings are what ``goalgen train --help`` prints. A preset is a TOML file in
-``goalgen/presets`` that overrides some of the defaults below.
+The settings of a family stand with the family; :mod:`goalgen.settings` reads and writes all of them by their names.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from goalgen.errors import GoalgenError
-
-FORMAT = 1
-"""Version of the saved configuration; raised when an old file can no longer be read as it is."""
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -67,37 +54,6 @@ class ModelConfig:
     latent: encoder; bridge: learned (the default) or fixed (Gaussian diffusion)."""
     condition: Literal["none", "label"] = "none"
     """What both agents are told besides the canvas: nothing, or the image's label."""
-    num_proposals: int = 32
-    """A, the number of proposals at every step."""
-    grid: int = 1
-    """Independent choices: each of GRID x GRID cells of the canvas chooses its own proposal."""
-    step_size: float | None = None
-    """proposals, latent: alpha_h in x + alpha_h * y, the same at every step unless --learn-step-size is set; unset: 0.3 for
-    proposals, 1 for latent."""
-    learn_step_size: bool = False
-    """Learn alpha_h, one for every step, starting from --step-size."""
-    latent_size: int = 16
-    """latent: numbers in a latent."""
-    latent_modes: int = 1
-    """latent: Gaussians that the S-agent's policy mixes at every step, so that it may have gaps where no image is."""
-    latent_map: bool = True
-    """latent: one latent at every position of the network's coarsest map, rather than one for the image (an mlp has
-    one position)."""
-    share_steps: bool = True
-    """latent: one network, told the step, rather than one for every step."""
-    read_start: bool = True
-    """latent: the networks of the first step look at the canvas. Not worth their weights where every episode begins from the
-    same image; they can do without if they are mlps that serve no other step."""
-    log_snr: tuple[float, float] = (-3.0, 5.0)
-    """bridge: logarithm of the signal-to-noise ratio after the first step and after the last (their middle, if there is
-    only one)."""
-    learn_snr: bool = True
-    """bridge: learn the signal-to-noise ratios, starting from even steps between the two of --log-snr."""
-    learn_variance: bool | None = None
-    """bridge: the S-agent learns mean and variance of every pixel of its action; unset: when the GC-agent is learned."""
-    recompute: bool = False
-    """latent: keep only the canvases of an episode and compute each step again for its gradient: memory that hardly grows
-    with the horizon, for a third more time."""
     network: Literal["mlp", "unet", "transformer"] = "mlp"
     """The agents' network: mlp (up to about 16x16), unet (convolutions) or transformer (over patches)."""
     width: int = 256
@@ -110,8 +66,6 @@ class ModelConfig:
     """unet, transformer: side of the square of pixels that becomes one position of the finest map."""
     dropout: float = 0.0
     """Dropout inside the S-agent's network."""
-    likelihood: Literal["auto", "logistic", "bernoulli"] = "auto"
-    """p(g | x_H): discretised logistic over the grey levels, or Bernoulli; auto is Bernoulli for --binarize."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +85,6 @@ class TrainingConfig:
     """Steps over which the learning rate rises to its peak."""
     decay: Literal["linear", "cosine", "none"] = "linear"
     """How the learning rate falls over the run: over --max-steps, or over --max-seconds where no steps are given."""
-    kl_warmup_steps: int | None = None
-    """latent: steps over which the weight of the KL in the loss rises from 0 to 1, so that every step finds a use for its
-    latent before it has to pay for it; unset: 500, or two fifths of the run if that is less."""
     clip_norm: float = 50.0
     """Largest norm of the gradient, in nats."""
     ema: float = 0.998
@@ -146,15 +97,6 @@ class TrainingConfig:
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision of the networks; the bound itself is always float32. auto: bf16 where it is faster, that is on GPUs
     that support it, and on CPUs that do for a million weights or more."""
-    backprop: Literal["chosen", "full"] = "chosen"
-    """Path of the gradient to the first step: "chosen" through the sum of chosen proposals; "full" also through what
-    the networks see of the canvases (the exact gradient; slower, noisier)."""
-    chain_dropout: float = 0.0
-    """Chance that a step takes a random action while training, so that the agents see states off their policy."""
-    revive_every: int = 500
-    """Steps between revivals of proposals that are never chosen (0: never)."""
-    revive_below: float = 0.05
-    """A proposal is dead when chosen less often than this fraction of an equal share."""
     augment: bool = False
     """Shift training images by up to one pixel in each direction."""
     eval_every: int = 200
@@ -176,6 +118,16 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Settings of a family: a frozen dataclass of its own. Every field has a default, and a docstring for --help."""
+
+
+def of_training(default: Any) -> Any:
+    """A field of :class:`Settings` that stands among the settings of training in files, rather than those of the model."""
+    return field(default=default, metadata={"table": "training"})
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that determines a run."""
 
@@ -186,117 +138,33 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    family: Any = None
+    """The family's own settings, such as LatentSettings; unset: its defaults."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
 
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class Measurement:
+    """How a model is measured."""
 
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain JSON values, with its format version."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Path):
-            return value.as_posix()
-        return list(value) if isinstance(value, tuple) else value
-
-    return {"format": FORMAT, **plain(config)}
-
-
-def from_dict(values: dict[str, Any], base: Config | None = None, source: str = "configuration") -> Config:
-    """Return ``base`` (the defaults, if none is given) with ``values`` laid over it.
-
-    Raises:
-        GoalgenError: a key that does not exist, a value of the wrong type, or a newer format.
-    """
-    if not isinstance(values, dict):
-        raise GoalgenError(f"{source}: expected a table of settings, found {type(values).__name__}")
-    values = dict(values)
-    version = values.pop("format", FORMAT)
-    if version != FORMAT:
-        raise GoalgenError(f"{source}: format {version!r} is not known to this goalgen (it reads {FORMAT}); upgrade it")
-    return _overlay(base or Config(), values, source)
-
-
-def _overlay(base: T, values: dict[str, Any], source: str) -> T:
-    hints = typing.get_type_hints(type(base))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
-            raise GoalgenError(f"{source}: no setting is called {key!r}{hint}")
-        old = getattr(base, key)
-        if dataclasses.is_dataclass(old) and not isinstance(old, type):
-            if not isinstance(value, dict):
-                raise GoalgenError(f"{source}: {key!r} is a table of settings, not {value!r}")
-            changes[key] = _overlay(old, value, source)
-        else:
-            changes[key] = _coerce(value, hints[key], f"{source}: {key}")
-    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
-
-
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Return ``value`` as ``hint`` (a type in a field annotation above), or raise."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(value, next(a for a in args if a is not type(None)), where)
-    if origin is Literal:
-        if value in args and not isinstance(value, bool):
-            return value
-        raise GoalgenError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
-    if origin is tuple:
-        if isinstance(value, (list, tuple)) and len(value) == len(args):
-            return tuple(_coerce(v, a, where) for v, a in zip(value, args, strict=True))
-        raise GoalgenError(f"{where} must be {len(args)} values, not {value!r}")
-    if hint is Path and isinstance(value, (str, Path)):
-        return Path(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
-        return value
-    raise GoalgenError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write ``config`` as JSON (callers make the write atomic)."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
-
-
-def load_config(path: Path) -> Config:
-    """Read a configuration written by :func:`save_config`.
-
-    Raises:
-        GoalgenError: the file is missing, is not JSON, or holds settings that do not exist.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GoalgenError(f"{path} does not exist; is its folder a goalgen run?") from None
-    except (OSError, ValueError) as error:
-        raise GoalgenError(f"{path} cannot be read as a configuration: {error}") from None
-    return from_dict(values, source=str(path))
-
-
-def preset_names() -> list[str]:
-    """Return the names that ``--preset`` takes."""
-    folder = resources.files("goalgen") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
-
-
-def load_preset(name: str) -> Config:
-    """Return the configuration of a preset: the defaults with the file's settings laid over them.
-
-    Raises:
-        GoalgenError: no preset has this name.
-    """
-    if name not in preset_names():
-        raise GoalgenError(f"no preset is called {name!r}; there are: {', '.join(preset_names())}")
-    text = (resources.files("goalgen") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    return from_dict(tomllib.loads(text), source=f"preset {name}")
+    num_samples: int | None = None
+    """Samples to draw; unset: as many as there are test images, at most 10,000; never more than there are test images,
+    as a metric and its reference must be of equally many."""
+    num_test: int | None = None
+    """Measure on the first so many test images; unset: all."""
+    seed: int = 0
+    """Seed of samples and noise."""
+    iw_k: int = 16
+    """K, trajectories an image for the tighter bound (equation 4)."""
+    iw_images: int = 500
+    """Test images that the tighter bound is computed on (the first ones); it costs K rollouts each."""
+    features: str = "auto"
+    """Feature space: auto, classifier, pixel-pca or inception."""
+    start: str | None = None
+    """Another initial state than the one trained with."""
+    temperature: float = 1.0
+    """Of the samples; below 1 keeps to likelier actions."""
+    steps: int | None = None
+    """Actions of a sample, where the model can skip steps (fixed bridge)."""

@@ -9,13 +9,13 @@ import itertools
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions.kl import kl_divergence
 
-from goalgen.agents import Agents, Decision, GCAgent, View
-from goalgen.environments import Discrete
+from goalgen.agents import Agents, Decision, GCAgent, Seen
+from goalgen.environment import Discrete
 from goalgen.errors import GoalgenError
-from goalgen.rollout import steps
+from goalgen.policies import Categorical, Policy
+from goalgen.rollout import advance
+from goalgen.task import Task
 
 LIMIT = 2_000_000
 """Most action sequences that are summed over."""
@@ -36,89 +36,71 @@ def _check(agents: Agents) -> Tensor:
     return joint_actions(space).to(agents.device)
 
 
-def _branch(
-    agents: Agents, h: int, state: Tensor, actions: Tensor, label: Tensor | None
-) -> tuple[Decision, Tensor, Tensor]:
-    """The decision at ``state`` (B, ...), log p of every joint action (B, N), the next states (N B, ...)
-    with the action changing slowest."""
-    decision = agents.s_agent(h, state, label)
-    batch = len(state)
-    log_p = torch.stack([decision.policy.log_prob(a.expand(batch, -1)) for a in actions], 1)
-    nexts = [
-        agents.environment.transition(steps(h, state), state, a.expand(batch, -1), decision.proposals) for a in actions
-    ]
-    return decision, log_p, torch.cat(nexts)
+def _branch(seen: Seen, decision: Decision, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of every joint action (B, N) at what is seen, and the next states (N B, ...), the action changing slowest."""
+    each = [a.expand(len(seen.state), -1) for a in actions]
+    log_p = torch.stack([decision.policy.log_prob(a) for a in each], 1)
+    return log_p, torch.cat([advance(seen, a, decision.offer) for a in each])
 
 
-def soft_value(agents: Agents, h: int, state: Tensor, goal: Tensor, label: Tensor | None = None) -> Tensor:
-    """V*_h(x, g), (B,) nats, by the soft Bellman equation; of agents conditioned on labels, with labels (B,).
-    (Equation 5)"""
+def _after(agents: Agents, seen: Seen, nexts: Tensor, goal: Tensor, count: int) -> tuple[Seen, Tensor]:
+    """What is seen one step on, and the goals, where ``count`` actions were taken from each state."""
+    label = None if seen.label is None else seen.label.repeat(count)
+    return agents.see(seen.step + 1, nexts, label), goal.repeat(count, 1, 1, 1)
+
+
+def soft_value(agents: Agents, seen: Seen, goal: Tensor) -> Tensor:
+    """V*_h(x, g) of what is seen, (B,) nats, by the soft Bellman equation. (Equation 5)"""
     actions = _check(agents)
-    return _soft_value(agents, h, state, goal, actions, label)
+
+    def value(seen: Seen, goal: Tensor) -> Tensor:
+        if seen.step == agents.horizon:
+            return agents.likelihood.log_prob(goal, seen.state)
+        log_p, nexts = _branch(seen, agents.s_agent.decide(seen), actions)
+        ahead = value(*_after(agents, seen, nexts, goal, len(actions)))
+        return torch.logsumexp(log_p + ahead.view(len(actions), -1).T, 1)
+
+    return value(seen, goal)
 
 
-def _repeat(label: Tensor | None, times: int) -> Tensor | None:
-    return None if label is None else label.repeat(times)
-
-
-def _soft_value(agents: Agents, h: int, state: Tensor, goal: Tensor, actions: Tensor, label: Tensor | None) -> Tensor:
-    if h == agents.horizon:
-        return agents.likelihood.log_prob(goal, agents.environment.canvas(state))
-    _, log_p, nexts = _branch(agents, h, state, actions, label)
-    goals, labels = goal.repeat(len(actions), 1, 1, 1), _repeat(label, len(actions))
-    ahead = _soft_value(agents, h + 1, nexts, goals, actions, labels)
-    return torch.logsumexp(log_p + ahead.view(len(actions), -1).T, 1)
-
-
-def log_likelihood(agents: Agents, start: Tensor, goals: Tensor, label: Tensor | None = None) -> Tensor:
+def log_likelihood(agents: Agents, task: Task) -> Tensor:
     """log p(g | x_0), (B,) nats: the value of the initial state. (Equation 7)"""
-    return soft_value(agents, 0, agents.environment.initial(start), goals, label)
+    return soft_value(agents, agents.see(0, agents.environment.initial(task.start), task.label), task.goal)
 
 
-def expected_bound(agents: Agents, start: Tensor, goals: Tensor, label: Tensor | None = None) -> Tensor:
+def expected_bound(agents: Agents, task: Task) -> Tensor:
     """J(g) with its expectation over the GC-agent's episodes taken exactly, (B,) nats. (Equation 3)"""
     actions = _check(agents)
-    return _expected_bound(agents, 0, agents.environment.initial(start), goals, actions, label)
 
+    def expected(seen: Seen, goal: Tensor) -> Tensor:
+        if seen.step == agents.horizon:
+            return -agents.likelihood.log_prob(goal, seen.state)
+        decision = agents.s_agent.decide(seen)
+        _, nexts = _branch(seen, decision, actions)
+        q = agents.gc_agent.policy(seen, goal, decision)
+        q_joint = torch.stack([q.log_prob(a.expand(len(seen.state), -1)) for a in actions], 1).exp()
+        ahead = expected(*_after(agents, seen, nexts, goal, len(actions)))
+        return q.kl(decision.policy) + (q_joint * ahead.view(len(actions), -1).T).sum(1)
 
-def _expected_bound(
-    agents: Agents, h: int, state: Tensor, goal: Tensor, actions: Tensor, label: Tensor | None
-) -> Tensor:
-    if h == agents.horizon:
-        return -agents.likelihood.log_prob(goal, agents.environment.canvas(state))
-    decision, _, nexts = _branch(agents, h, state, actions, label)
-    q = agents.gc_agent.policy(View(h, state, goal, decision, agents.environment, agents.likelihood, label))
-    q_joint = torch.stack([q.log_prob(a.expand(len(state), -1)) for a in actions], 1).exp()
-    goals, labels = goal.repeat(len(actions), 1, 1, 1), _repeat(label, len(actions))
-    ahead = _expected_bound(agents, h + 1, nexts, goals, actions, labels)
-    return kl_divergence(q, decision.policy) + (q_joint * ahead.view(len(actions), -1).T).sum(1)
+    return expected(agents.see(0, agents.environment.initial(task.start), task.label), task.goal)
 
 
 class OptimalGCAgent(GCAgent):
     """q* itself, from the exact values of all next states; one cell only. (Equation 6)
 
-    It reads the agents it belongs to, so it is attached with :meth:`attach`.
+    It takes the place of the GC-agent of ``agents``, whose S-agent it reads.
     """
 
-    def attach(self, agents: Agents) -> Agents:
-        """Make this the GC-agent of ``agents`` and return them."""
+    def __init__(self, agents: Agents) -> None:
+        super().__init__()
         self._agents = [agents]  # in a list, or the module would contain itself
         agents.gc_agent = self
-        return agents
 
-    def policy(self, view: View) -> Distribution:
-        agents = self._agents[0]
+    def policy(self, seen: Seen, goal: Tensor, decision: Decision) -> Policy:
+        (agents,) = self._agents
         actions = _check(agents)
-        space = view.environment.action_space
-        if not isinstance(space, Discrete) or space.cells != 1:
+        if actions.shape[1] != 1:
             raise GoalgenError("the optimal GC-agent is computed for one cell only")
-        batch = len(view.state)
-        h = steps(view.h, view.state)
-        nexts = torch.cat(
-            [view.environment.transition(h, view.state, a.expand(batch, -1), view.decision.proposals) for a in actions]
-        )
-        goals = view.goal.repeat(len(actions), 1, 1, 1)
-        label = _repeat(view.label, len(actions))
-        values = _soft_value(agents, view.h + 1, nexts, goals, actions, label).view(len(actions), -1).T
-        log_p = torch.stack([view.decision.policy.log_prob(a.expand(batch, -1)) for a in actions], 1)
-        return space.policy((log_p + values).unsqueeze(1))
+        log_p, nexts = _branch(seen, decision, actions)
+        values = soft_value(agents, *_after(agents, seen, nexts, goal, len(actions))).view(len(actions), -1).T
+        return Categorical((log_p + values).unsqueeze(1))

@@ -1,4 +1,4 @@
-"""p(g | x_H): proper likelihoods of discrete pixel levels around a canvas.
+"""p(g | x_H): proper likelihoods of a goal given the last state; for images, of discrete pixel levels around a canvas.
 
 Tensors: goals and canvases (..., C, height, width) in [-1, 1], log-probabilities per pixel in nats.
 """
@@ -6,6 +6,8 @@ Tensors: goals and canvases (..., C, height, width) in [-1, 1], log-probabilitie
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +58,29 @@ def bernoulli_log_prob(goal: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return F.logsigmoid(torch.where(goal > 0, mean, -mean) * torch.exp(-log_scale))
 
 
-class Likelihood(nn.Module):
-    """p(g | x): pixels independent given the canvas, the scale of each read from the canvas.
+class Likelihood(nn.Module, ABC):
+    """p(g | x_H): what the GC-agent is paid for. A likelihood of your own writes :meth:`log_prob`."""
+
+    @abstractmethod
+    def log_prob(self, goal: Tensor, state: Tensor, *, hold_scale: bool = False) -> Tensor:
+        """log p(g | x), (B,) nats, of goals (B, ...) given states (B, *state_shape).
+
+        Args:
+            hold_scale: pass no gradient to the state through how sure the likelihood is, only through where it expects
+                the goal.
+        """
+
+    def draw(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        """Goals (B, ...) drawn from p(. | x).
+
+        Raises:
+            NotImplementedError: this likelihood cannot be drawn from.
+        """
+        raise NotImplementedError
+
+
+class PixelLikelihood(Likelihood):
+    """Pixels independent given the canvas that a state shows, the scale of each read from the canvas.
 
     A pixel's log scale is a learned constant plus a small function of the patch of 4 x 4 pixels it lies in, so that
     flat background can be certain where an outline is not. By patches it stays cheap, as the GC-agent asks for it at
@@ -67,15 +90,23 @@ class Likelihood(nn.Module):
         shape: (C, height, width) of a canvas.
         levels: grey levels of the data; 2 is Bernoulli.
         hidden: units of the scale network; 0 keeps one constant a pixel.
+        canvas: what a state shows, (B, *state_shape) to (B, C, height, width); unset: the state is the canvas.
     """
 
     patch = 4
 
-    def __init__(self, shape: tuple[int, int, int], levels: int, hidden: int = 64) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        levels: int,
+        hidden: int = 64,
+        canvas: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         if levels < 2:
             raise ValueError(f"a likelihood needs at least 2 grey levels, not {levels}")
         self.levels = levels
+        self.canvas = canvas
         self.log_scale_bias = nn.Parameter(torch.full(shape, -1.0))
         self.scale_network: nn.Module | None = None
         if hidden:
@@ -113,6 +144,17 @@ class Likelihood(nn.Module):
             return bernoulli_log_prob(goal, canvas, log_scale)
         return discretised_logistic_log_prob(goal, canvas, log_scale, self.levels)
 
-    def log_prob(self, goal: Tensor, canvas: Tensor, *, hold_scale: bool = False) -> Tensor:
+    def log_prob(self, goal: Tensor, state: Tensor, *, hold_scale: bool = False) -> Tensor:
         """log p(g | x) in nats, summed over pixels: (...)."""
+        canvas = state if self.canvas is None else self.canvas(state)
         return self.log_prob_map(goal, canvas, hold_scale=hold_scale).sum((-3, -2, -1))
+
+    def draw(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        """Goals drawn pixel by pixel, (B, C, height, width) at the levels in [-1, 1]. (Equations 11 and 12)"""
+        canvas = state if self.canvas is None else self.canvas(state)
+        uniform = torch.rand(canvas.shape, generator=generator).to(canvas.device)
+        drawn = canvas + self.log_scale(canvas).exp() * torch.logit(uniform, eps=1e-7)
+        if self.levels == 2:  # white with the probability that the logistic lies above 0
+            return torch.where(drawn > 0, 1.0, -1.0)
+        top = self.levels - 1
+        return ((drawn + 1) / 2 * top).round().clamp(0, top) / top * 2 - 1

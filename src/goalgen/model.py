@@ -2,97 +2,103 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from goalgen import rng
-from goalgen.agents import Agents, make_agents
 from goalgen.bound import Bound, bits_per_dim, bound, importance_weighted_bound
-from goalgen.config import Config, from_dict
-from goalgen.data import from_unit, to_bytes, to_unit
+from goalgen.config import Config
+from goalgen.data import from_unit, to_unit
 from goalgen.errors import GoalgenError
-from goalgen.rollout import Trajectory, draw_noise, even_path, rollout, sample_rollout
+from goalgen.family import Family
+from goalgen.rollout import Trajectory, draw_noise, rollout
+from goalgen.sampling import Sampled, Wanted, draw_samples
+from goalgen.saved import find_model, load_saved, save_model
+from goalgen.size import count_parameters
 from goalgen.starts import ImageStart, Start, TensorStart, make_start
-from goalgen.storage import load_json, load_tensors
-from goalgen.training.checkpoints import save_model
-from goalgen.zoo import PREFIX, zoo_folder
+from goalgen.task import Task
 
-BLOCK = 64
-"""Samples that are computed together. It is fixed, because arithmetic on another number of rows may round otherwise:
-so sample i is the same to the last bit however many are asked for."""
+CHUNK = 64
+"""Goals that are reached for together."""
 
 
-@dataclass
-class Sampled:
-    """New images."""
+class Given(TypedDict, total=False):
+    """What may be said of images beside the images themselves."""
 
-    images: Tensor
-    """(N, C, height, width) uint8, 0..255"""
-    states: Tensor
-    """canvases x_0 .. x_H as pictures, (H + 1, N, C, height, width) uint8, 0..255"""
-    levels: Tensor
-    """the images in the grey levels of the data, 0..levels-1, (N, C, height, width) uint8"""
-    start: str
-    """the initial state they began from, "(trained with ...)" added where it is another one"""
-    network_evaluations: int
-    """S-agent evaluations for one image"""
-    labels: Tensor | None = None
-    """(N,) int64, of a model that is conditioned on labels"""
+    start: str | Tensor | None
+    """initial state, see :meth:`Model.start`; unset: the one trained with"""
+    names: Sequence[str] | None
+    """a name for each, for a start that is a folder paired by name"""
+    labels: Tensor | Sequence[int] | None
+    """a label for each, (N,), of a model that is conditioned on labels"""
 
 
 class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
     """Both agents with their weights, and what is needed to use them.
 
     Attributes:
-        agents: the modules.
-        config: configuration of the run that made them.
+        family: the module.
+        config: configuration of the run that made it.
         facts: shape, levels, step, label names and the like.
         weights: which weights these are, "ema" or "raw".
+        origin: where it was loaded from.
     """
 
     def __init__(
-        self, agents: Agents, config: Config, facts: dict[str, Any], start_image: Tensor | None, weights: str
+        self,
+        family: Family,
+        config: Config,
+        facts: dict[str, Any],
+        start_image: Tensor | None,
+        weights: str,
+        origin: str = "",
     ) -> None:
-        self.agents = agents.eval().requires_grad_(False)
-        self.config = config
-        self.facts = facts
-        self.start_image = start_image
-        self.weights = weights
+        self.family = family.eval().requires_grad_(False)
+        self.config, self.facts, self.start_image = config, facts, start_image
+        self.weights, self.origin = weights, origin
 
     # -- facts -----------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        size, step = count_parameters(self.family), self.facts.get("step")
+        kind = {"ema": "averaged", "raw": "raw"}.get(self.weights, self.weights)
+        channels, height, width = self.shape
+        parts = [
+            f"{self.family.name} in {self.horizon} step{'s' if self.horizon > 1 else ''}",
+            f"images of {channels}x{height}x{width} in {self.levels} levels",
+            f"from {self.origin or 'memory'}" + (f" (step {step:,}, {kind} weights)" if step is not None else ""),
+            f"{size['generative']:,} weights for sampling, {size['gc_agent']:,} in the GC-agent",
+        ]
+        return f"<goalgen.Model: {', '.join(parts)}>"
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, height, width) of its images."""
-        channels, height, width = self.facts["shape"]
-        return channels, height, width
+        return self.family.shape
 
     @property
     def levels(self) -> int:
         """Grey levels of its images."""
-        return int(self.facts["levels"])
+        return self.family.levels
 
     @property
     def horizon(self) -> int:
         """H: S-agent evaluations for one image."""
-        return self.agents.horizon
+        return self.family.horizon
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.agents.device
+        return self.family.device
 
     def to(self, device: str | torch.device) -> Model:
         """Move the weights."""
-        self.agents.to(device)
+        self.family.to(device)
         return self
 
     def bits_per_dim(self, nats: Tensor | float) -> Tensor | float:
@@ -153,57 +159,20 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         """
         if num < 1 or first < 0:
             raise GoalgenError(f"the number of samples must be at least 1 (not {num}) and the first index at least 0")
-        begin = self.start(start)
+        begin, path = self.start(start), self.family.path(steps)
         classes = self._sample_labels(labels, num, first)
-        path = None if steps is None else even_path(self.horizon, steps)
-        canvases = []
-        if goals is not None:
-            goals = self._unit(goals)
-            if len(goals) != num:
-                raise GoalgenError(f"{len(goals)} goals were given for {num} samples; give one for each")
+        goals = None if goals is None else self._unit(goals)
+        if goals is not None and len(goals) != num:
+            raise GoalgenError(f"{len(goals)} goals were given for {num} samples; give one for each")
         if isinstance(start, Tensor) and start.ndim == 4 and len(start) not in (1, num):
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
-        for block in range(first // BLOCK, -(-(first + num) // BLOCK)):
-            x0 = self._block_start(begin, start, goals, names, block, seed, first, num)
-            noise = draw_noise(self.agents.environment, BLOCK, rng.generator(seed, "sample", block))
-            label = None if classes is None else classes[self._block_rows(block, first, num)].to(self.device)
-            states = sample_rollout(self.agents, x0, noise.to(self.device), temperature, label=label, path=path).states
-            canvases.append(self.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2]).cpu())
-        offset = first % BLOCK
-        frames = from_unit(torch.cat(canvases, 1)[:, offset : offset + num], self.levels)
-        trained = self.config.model.start
-        spec = begin.spec if begin.spec == trained else f"{begin.spec} (trained with {trained})"
-        pictures = to_bytes(frames, self.levels)
-        return Sampled(pictures[-1], pictures, frames[-1], spec, len(frames) - 1, classes)
-
-    def _block_start(
-        self,
-        begin: Start,
-        given: Any,
-        goals: Tensor | None,
-        names: Sequence[str] | None,
-        block: int,
-        seed: int,
-        first: int,
-        num: int,
-    ) -> Tensor:
-        """Initial canvases of a block; rows outside the request repeat one inside it."""
-        rows = self._block_rows(block, first, num)
-        generator = rng.generator(seed, "sample start", block)
-        part = None if goals is None else goals[rows]
-        if isinstance(given, Tensor) and given.ndim == 4 and len(given) == num:
-            return given.to(torch.float32)[rows].to(self.device)
-        partners = None if names is None else [names[i] for i in rows.tolist()]
-        return begin(BLOCK, goals=part, names=partners, generator=generator).to(self.device)
-
-    @staticmethod
-    def _block_rows(block: int, first: int, num: int) -> Tensor:
-        """Which of the images asked for stand in the rows of a block; rows outside the request repeat one inside it."""
-        return torch.arange(block * BLOCK, (block + 1) * BLOCK).clamp(first, first + num - 1) - first
+        each = start if isinstance(start, Tensor) and start.ndim == 4 and len(start) == num else None
+        wanted = Wanted(num, seed, first, begin, each, goals, names, classes, temperature, path)
+        return draw_samples(self.family, wanted, trained_start=self.config.model.start)
 
     def _sample_labels(self, labels: Tensor | Sequence[int] | int | None, num: int, first: int) -> Tensor | None:
         """Labels (num,) of new images."""
-        count = self.agents.num_labels
+        count = self.family.num_labels
         if labels is None and count:
             return (torch.arange(num) + first) % count
         if isinstance(labels, int):
@@ -216,7 +185,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         Raises:
             GoalgenError: the model is not told labels, or needs them; or they are not so many, or not among its classes.
         """
-        count = self.agents.num_labels
+        count = self.family.num_labels
         if labels is None:
             if count:
                 raise GoalgenError("this model is conditioned on labels: give the label of every image")
@@ -232,112 +201,69 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
 
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
-    def rollout(
-        self,
-        images: Tensor,
-        seed: int = 0,
-        *,
-        start: str | Tensor | None = None,
-        names: Sequence[str] | None = None,
-        labels: Tensor | Sequence[int] | None = None,
-    ) -> Trajectory:
-        """Episodes of the GC-agent told ``images``.
+    @torch.no_grad()
+    def rollout(self, images: Tensor, seed: int = 0, **given: Unpack[Given]) -> Trajectory:
+        """Episodes of the GC-agent told ``images``, (N, C, height, width) uint8 grey levels; see :class:`Given`."""
+        tasks = self._tasks(images, lambda _: rng.generator(seed, "rollout"), given, max(len(images), 1))
+        ((task, generator),) = tasks
+        return self._reach(task, generator)
 
-        Args:
-            images: (N, C, height, width) uint8 grey levels.
-            seed: of the noise.
-            start: initial state, see :meth:`start`.
-            names: N names, for a start that is a folder paired by name.
-            labels: (N,), of a model that is conditioned on labels.
-        """
-        with torch.no_grad():
-            goals = self._unit(images).to(self.device)
-            generator = rng.generator(seed, "rollout")
-            x0 = self.start(start)(len(goals), goals=goals, names=names, generator=generator).to(self.device)
-            noise = draw_noise(self.agents.environment, len(goals), generator).to(self.device)
-            label = self._labels(labels, len(goals))
-            return rollout(self.agents, x0, goals, noise, label=None if label is None else label.to(self.device))
-
-    def reconstruct(
-        self,
-        images: Tensor,
-        seed: int = 0,
-        *,
-        start: str | Tensor | None = None,
-        names: Sequence[str] | None = None,
-        labels: Tensor | Sequence[int] | None = None,
-    ) -> Tensor:
-        """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape."""
+    def reconstruct(self, images: Tensor, seed: int = 0, **given: Unpack[Given]) -> Tensor:
+        """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape; see :class:`Given`."""
         parts = []
-        for i, chunk, part, classes in self._chunks(images, names, labels):
-            trajectory = self.rollout(
-                chunk, rng.derive_seed(seed, "reconstruct", i), start=start, names=part, labels=classes
-            )
-            parts.append(from_unit(self.agents.environment.canvas(trajectory.states[-1]).cpu(), self.levels))
+        for task, generator in self._tasks(images, _chunk_source(seed, "reconstruct"), given):
+            last = self._reach(task, generator).states[-1]
+            parts.append(from_unit(self.family.environment.canvas(last).cpu(), self.levels))
         return torch.cat(parts)
 
-    def nll_bound(
-        self,
-        images: Tensor,
-        seed: int = 0,
-        *,
-        start: str | Tensor | None = None,
-        names: Sequence[str] | None = None,
-        labels: Tensor | Sequence[int] | None = None,
-    ) -> Bound:
+    def nll_bound(self, images: Tensor, seed: int = 0, **given: Unpack[Given]) -> Bound:
         """Upper bound on -log p of every image, nats, split by term. (Equation 3)
+
+        It is a bound given the initial state, and the label, if the model is told one.
 
         Args:
             images: (N, C, height, width) uint8 grey levels.
             seed: of the noise.
-            start: initial state, see :meth:`start`.
-            names: N names, for a start that is a folder paired by name.
-            labels: (N,), of a model that is conditioned on labels.
+            given: see :class:`Given`.
         """
         parts = []
-        for i, chunk, part, classes in self._chunks(images, names, labels):
-            trajectory = self.rollout(chunk, rng.derive_seed(seed, "bound", i), start=start, names=part, labels=classes)
-            parts.append(bound(self.agents, trajectory))
+        for task, generator in self._tasks(images, _chunk_source(seed, "bound"), given):
+            parts.append(bound(self.family, self._reach(task, generator)))
         return Bound(torch.cat([p.reconstruction for p in parts]).cpu(), torch.cat([p.kl for p in parts], 1).cpu())
 
-    def iw_bound(
-        self,
-        images: Tensor,
-        k: int = 16,
-        seed: int = 0,
-        *,
-        start: str | Tensor | None = None,
-        names: Sequence[str] | None = None,
-        labels: Tensor | Sequence[int] | None = None,
-    ) -> Tensor:
-        """The tighter bound from ``k`` trajectories an image, (N,) nats. (Equation 4)"""
+    def iw_bound(self, images: Tensor, k: int = 16, seed: int = 0, **given: Unpack[Given]) -> Tensor:
+        """The tighter bound from ``k`` trajectories an image, (N,) nats; see :class:`Given`. (Equation 4)"""
         if k < 1:
             raise GoalgenError(f"the number of trajectories must be at least 1, not {k}")
         parts = []
-        for i, chunk, part, classes in self._chunks(images, names, labels):
-            goals = self._unit(chunk).to(self.device)
-            generator = rng.generator(seed, "iw bound", i)
-            x0 = self.start(start)(len(goals), goals=goals, names=part, generator=generator).to(self.device)
-            noise = torch.stack([draw_noise(self.agents.environment, len(goals), generator) for _ in range(k)])
-            label = None if classes is None else classes.to(self.device)
-            parts.append(importance_weighted_bound(self.agents, x0, goals, noise.to(self.device), label))
+        for task, generator in self._tasks(images, lambda i: rng.generator(seed, "iw bound", i), given):
+            noise = torch.stack([draw_noise(self.family.environment, len(task), generator) for _ in range(k)])
+            parts.append(importance_weighted_bound(self.family, task, noise.to(self.device)))
         return torch.cat(parts).cpu()
 
-    def _chunks(
-        self,
-        images: Tensor,
-        names: Sequence[str] | None,
-        labels: Tensor | Sequence[int] | None,
-        size: int = 64,
-    ) -> Iterator[tuple[int, Tensor, Sequence[str] | None, Tensor | None]]:
+    @torch.no_grad()
+    def _reach(self, task: Task, generator: torch.Generator) -> Trajectory:
+        noise = draw_noise(self.family.environment, len(task), generator).to(self.device)
+        return rollout(self.family, task, noise)
+
+    def _tasks(
+        self, images: Tensor, source: Callable[[int], torch.Generator], given: Given, size: int = CHUNK
+    ) -> Iterator[tuple[Task, torch.Generator]]:
+        """Episodes of ``size`` images at a time, each with the generator, source(index), that has drawn its starts."""
+        names, labels = given.get("names"), self._labels(given.get("labels"), len(images))
+        start = self.start(given.get("start"))
+        if unknown := given.keys() - Given.__annotations__.keys():
+            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
         if not len(images):
             raise GoalgenError("no images were given")
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
-        classes = self._labels(labels, len(images))
         for i in range(0, len(images), size):
-            part = None if names is None else names[i : i + size]
-            yield i, images[i : i + size], part, None if classes is None else classes[i : i + size]
+            rows, generator = slice(i, i + size), source(i)
+            goals = self._unit(images[rows])
+            part = None if names is None else names[rows]
+            canvas = start(len(goals), goals=goals.to(self.device), names=part, generator=generator)
+            yield Task(canvas, goals, None if labels is None else labels[rows], part).to(self.device), generator
 
     def _unit(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
@@ -360,8 +286,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return path
 
     def _write(self, path: Path) -> None:
-        facts = {k: v for k, v in self.facts.items() if k not in ("shape", "levels", "num_labels")}
-        save_model(path, self.config, self.agents, None, self.start_image, {**facts, "weights": self.weights})
+        save_model(path, self.config, self.family, None, self.start_image, {**self.facts, "weights": self.weights})
 
     def _save_pretrained(self, save_directory: Path) -> None:
         import shutil
@@ -380,13 +305,14 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return load(model_id, **{name: kwargs[name] for name in known if kwargs.get(name) is not None})
 
 
-Weights = Literal["ema", "raw"]
+def _chunk_source(seed: int, stream: str) -> Callable[[int], torch.Generator]:
+    return lambda i: rng.generator(rng.derive_seed(seed, stream, i), "rollout")
 
 
 def load(
     path_or_hub_name: str | Path,
     *,
-    weights: Weights = "ema",
+    weights: Literal["ema", "raw"] = "ema",
     which: Literal["best", "last"] = "best",
     device: str | torch.device = "cpu",
     revision: str | None = None,
@@ -405,60 +331,7 @@ def load(
     Raises:
         GoalgenError: there is nothing there, or it is damaged.
     """
-    folder = _find(path_or_hub_name, which, revision, token)
-    values = load_json(folder / "config.json")
-    facts = values.pop("facts", None)
-    if not isinstance(facts, dict) or not _is_shape(facts.get("shape")) or not isinstance(facts.get("levels"), int):
-        raise GoalgenError(
-            f"{folder / 'config.json'} is not the configuration of a saved model: it lacks shape and levels"
-        )
-    config = from_dict(values, source=str(folder / "config.json"))
-    tensors, metadata = load_tensors(folder / "model.safetensors")
-    image = tensors.pop("start.image", None)
-    if weights == "raw" and metadata.get("weights") != "raw":
-        tensors, metadata = load_tensors(folder / "model.raw.safetensors")
-    channels, height, width = facts["shape"]
-    agents = make_agents(
-        config.model, (channels, height, width), facts["levels"], num_labels=facts.get("num_labels", 0)
-    )
-    try:
-        agents.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise GoalgenError(f"{folder / 'model.safetensors'} does not fit its configuration: {reason}") from None
-    image_too = tensors if image is None else {**tensors, "start.image": image}
-    for name, tensor in image_too.items():
-        if not math.isfinite(tensor.double().sum().item()):
-            raise GoalgenError(f"{folder}: the weights {name} hold NaN or infinity; use another checkpoint")
-    return Model(agents.to(device), config, facts, image, metadata.get("weights", "ema"))
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) and v > 0 for v in value)
-
-
-def _find(name: str | Path, which: str, revision: str | None, token: str | bool | None) -> Path:
-    """The folder with config.json and model.safetensors."""
-    if str(name).startswith(PREFIX):
-        return zoo_folder(str(name).removeprefix(PREFIX))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if (path / "model.safetensors").exists():
-            return path
-        if (path / which / "config.json").exists():
-            return path / which
-        if (path / "checkpoints").is_dir() or (path / "log.jsonl").exists():
-            raise GoalgenError(f"{path} is a run that has saved no {which} model yet; let it train longer")
-        raise GoalgenError(f"{path} holds neither a goalgen run nor a saved model")
-    text = str(name)
-    if path.exists():
-        raise GoalgenError(f"{path} is a file; give the folder of a run or of a saved model")
-    if text.count("/") != 1 or text.startswith((".", "~", "/")):
-        raise GoalgenError(
-            f"{text} does not exist; give the folder of a run or of a saved model, or a hub name owner/model"
-        )
-    try:
-        return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise GoalgenError(f"{text} is no folder here, and could not be loaded from the hub: {reason}") from None
+    folder = find_model(path_or_hub_name, which, revision, token)
+    saved = load_saved(folder, weights)
+    family = saved.family.to(device)
+    return Model(family, saved.config, saved.facts, saved.start_image, saved.weights, str(path_or_hub_name))

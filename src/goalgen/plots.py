@@ -12,28 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 from torch import Tensor
 
 from goalgen import rng
 from goalgen.data import ImageSet, Splits, binarize_images, from_unit, load_data, to_bytes
 from goalgen.errors import GoalgenError
-from goalgen.metrics.statistics import nearest_distance
+from goalgen.figures import BLUE, DPI, HEAT, ORANGE, SKY, VERMILION, WIDTH, heat_figure, new_figure, place, write
+from goalgen.metrics.statistics import nearest_rows
 from goalgen.model import Model, load
-from goalgen.pictures import tile, to_pil
+from goalgen.pictures import film_strip, tile, to_pil
 from goalgen.storage import load_tensors, write_atomically
 from goalgen.training.batches import pairing_names
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
-from goalgen.training.revival import dead_proposals
-
-# Okabe and Ito's colours, which the colour-blind tell apart; so is the scale of brightness in the heat maps.
-BLUE, SKY, ORANGE, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
-HEAT, DPI, WIDTH = "viridis", 100, 1000
 
 EPISODES = 8  # rows of a film strip
 FRAMES = 16  # most canvases shown of an episode; longer ones are shown at evenly spaced steps
@@ -61,9 +54,8 @@ def plot_run(folder: Path, out: Path | None = None, *, seed: int = 0) -> list[Pa
     model = load(folder)
     figures = {"curves.png": draw_curves(curves), "kl_by_step.png": draw_kl(curves)}
     kept = list_checkpoints(folder)
-    usage = load_tensors(kept[-1] / "raw.safetensors")[0]["usage"] if kept else model.agents.usage
-    if usage.shape[-1]:  # continuous actions are not counted
-        figures["usage.png"] = draw_usage(usage, model.config.training.revive_below)
+    tensors = load_tensors(kept[-1] / "raw.safetensors")[0] if kept else model.family.state_dict()
+    figures |= model.family.figures(tensors)
     figures |= _sampled_figures(model, seed)
     for name, figure in figures.items():
         write_atomically(out / name, partial(figure.savefig, format="png", dpi=DPI))
@@ -155,7 +147,7 @@ def _load_data(model: Model) -> Splits | None:
 
 def draw_curves(curves: Curves) -> Figure:
     """The bound over training, and the two terms that it is the sum of."""
-    figure = _figure(740, arranged=True)
+    figure = new_figure(740, arranged=True)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     width = max(1, len(curves.steps) // 20) | 1
     top.plot(curves.steps, curves.bits_per_dim, color=SKY, lw=0.8, label="training images (weights of the moment)")
@@ -208,7 +200,7 @@ def _add_time(axes: Axes, curves: Curves) -> None:
 def draw_kl(curves: Curves) -> Figure:
     """Where in the episode the information enters, over training and at its end."""
     horizon, count = curves.kl.shape
-    figure, left, right = _heat_figure(horizon)
+    figure, left, right = heat_figure(horizon)
     most = max(settled(curves.kl).max(), 1e-3)
     edges = np.append(0, curves.steps), np.arange(horizon + 1) - 0.5
     mesh = left.pcolormesh(*edges, curves.kl, cmap=HEAT, vmin=0, vmax=most)
@@ -221,37 +213,6 @@ def draw_kl(curves: Curves) -> Figure:
     right.set_xlim(0, 1.25 * max(final.max(), 1e-3))
     right.set(title=f"At the end: {final.sum():.1f} nats in all", xlabel="nats/image, last tenth of the run")
     return figure
-
-
-def draw_usage(usage: Tensor, revive_below: float) -> Figure:
-    """How often each proposal is chosen at each step; ``usage`` is (H, cells, A), rows summing to one."""
-    horizon, cells, actions = usage.shape
-    figure, left, right = _heat_figure(horizon)
-    share = 100 * usage.double().mean(1)
-    ordered = share[:, share.mean(0).argsort(descending=True)].numpy()
-    image = left.imshow(ordered, cmap=HEAT, vmin=0, aspect="auto", interpolation="nearest")
-    figure.colorbar(image, ax=left, pad=0.02, label="share of the choices at a step (%)")
-    title = "Proposals chosen by the GC-agent" + (f", mean of {cells} cells" if cells > 1 else "")
-    left.set(title=title, xlabel="proposal, the most used over all steps first")
-    entropy, most = torch.special.entr(usage.double()).sum(-1).mean(1).tolist(), float(np.log(actions))
-    right.barh(np.arange(horizon), entropy, color=BLUE)
-    for h, nats in enumerate(entropy):
-        right.text(1.1 * most, h, f"{np.exp(nats):.1f}", fontsize=min(9, 540 / horizon), va="center")
-    right.axvline(most, color=VERMILION, ls="--", lw=2)
-    right.set_xlim(0, 1.3 * most)
-    right.set(title=f"Entropy (log {actions} = {most:.2f})", xlabel="nats a choice; right: perplexity")
-    dead, limit = len(dead_proposals(usage, revive_below)), f"{100 * revive_below:g} % of an equal share"
-    figure.suptitle(f"Use of the proposals: {dead} of {actions} dead (chosen less than {limit})", fontsize=13)
-    return figure
-
-
-def _heat_figure(horizon: int) -> tuple[Figure, Axes, Axes]:
-    """A figure with room for a map over the steps of an episode, the first on top, and bars beside it."""
-    figure = _figure(450 if horizon <= 18 else min(100 + 20 * horizon, 1200), arranged=True)
-    left, right = figure.subplots(1, 2, width_ratios=(5, 2), sharey=True)
-    left.set(yticks=range(0, horizon, -(-horizon // 50)), ylim=(horizon - 0.5, -0.5), ylabel="step h of the episode")
-    right.spines[["top", "right"]].set_visible(False)
-    return figure, left, right
 
 
 def draw_trajectories(model: Model, goals: ImageSet | None, seed: int) -> Figure:
@@ -271,16 +232,16 @@ def draw_trajectories(model: Model, goals: ImageSet | None, seed: int) -> Figure
     wide, high = left + across + factor * (width + 2) + 40, 90 + factor * (EPISODES * (height + 1) + 1)
     beside = wide <= WIDTH / 2 and len(strips) == 2
     right, down = (WIDTH / 2, 0) if beside else (0, high)  # where the second strip is
-    figure = _figure(int(high + down * (len(strips) - 1)), WIDTH if beside else int(max(wide, 640)))
+    figure = new_figure(int(high + down * (len(strips) - 1)), WIDTH if beside else int(max(wide, 640)))
     for i, (title, frames) in enumerate(strips.items()):
-        strip = tile(frames[shown].transpose(0, 1).flatten(0, 1), len(shown), scale=1)
-        axes = _picture(figure, strip, left + i * right, top + i * down, factor)
+        strip = film_strip(frames[shown], scale=1)
+        axes = place(figure, strip, left + i * right, top + i * down, factor)
         axes.set_title(title, loc="left", fontsize=12)
         axes.set_xticks((np.arange(len(shown)) + 0.5) * (width + 1), labels=[str(h) for h in shown], fontsize=9)
         axes.set_xlabel("canvas after h steps")
     if goals is not None:
         column = tile(to_bytes(goals.images, model.levels), 1, scale=1)
-        _picture(figure, column, left + right + across + 16, top + down, factor).set_xlabel("goal")
+        place(figure, column, left + right + across + 16, top + down, factor).set_xlabel("goal")
     return figure
 
 
@@ -289,9 +250,9 @@ def told_frames(model: Model, goals: ImageSet, seed: int) -> Tensor:
     start = model.start()
     names = pairing_names(start, goals)
     partners = start(len(goals), names=names) if names else None
-    labels = goals.labels if model.agents.num_labels else None
+    labels = goals.labels if model.family.num_labels else None
     states = model.rollout(goals.images, seed, start=partners, labels=labels).states
-    canvases = model.agents.environment.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+    canvases = model.family.environment.canvases(states)
     return to_bytes(from_unit(canvases.cpu(), model.levels), model.levels)
 
 
@@ -300,51 +261,19 @@ def draw_neighbours(model: Model, train: Tensor, goals: ImageSet, seed: int) -> 
     parts = enumerate(goals.images.split(64))  # not all at once, for samples keep their trajectories
     samples = torch.cat([model.sample(len(part), seed, goals=part, first=64 * i).levels for i, part in parts])
     unit = (model.levels - 1) * samples[0].numel() ** 0.5  # root mean square over pixels, black 0 and white 1
-    means = [nearest_distance(x.flatten(1), train.flatten(1)).distance.mean() / unit for x in (samples, goals.images)]
-    distance, index = nearest_images(samples[:SHOWN], train, NEIGHBOURS)
-    figure = _figure(102 + 112 * (1 + index.shape[1]))
-    _write(figure, WIDTH / 2, 22, "Samples and their nearest training images", fontsize=14)
+    means = [nearest_rows(x.flatten(1), train.flatten(1))[0].mean() / unit for x in (samples, goals.images)]
+    distance, index = nearest_rows(samples[:SHOWN].flatten(1), train.flatten(1), NEIGHBOURS)
+    figure = new_figure(102 + 112 * (1 + index.shape[1]))
+    write(figure, WIDTH / 2, 22, "Samples and their nearest training images", fontsize=14)
     line = f"Mean distance (root mean square of pixels 0 to 1) to the nearest of {len(train):,} training images:\n"
     line += f"{means[1]:.3f} for {len(goals)} test images, {means[0]:.3f} for {len(goals)} samples (far lower: copies)"
-    _write(figure, WIDTH / 2, 58, line)
+    write(figure, WIDTH / 2, 58, line)
     for row in range(1 + index.shape[1]):
         top = 98 + 112 * row if row else 84
-        _write(figure, 46, top + 42, f"nearest\n{row}" if row else "sample")
+        write(figure, 46, top + 42, f"nearest\n{row}" if row else "sample")
         for i, sample in enumerate(samples[:SHOWN]):
             picture = to_pil(to_bytes(train[index[i, row - 1]] if row else sample, model.levels))
-            axes = _picture(figure, picture, 94 + 90 * i, top, 84 / max(model.shape[1:]))
+            axes = place(figure, picture, 94 + 90 * i, top, 84 / max(model.shape[1:]))
             if row:
                 axes.set_xlabel(f"{distance[i, row - 1] / unit:.3f}", labelpad=3)
     return figure
-
-
-def nearest_images(queries: Tensor, reference: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Distances (grey levels) and indices, both (N, count), of the nearest reference images, nearest first."""
-    rows, exact = queries.flatten(1).double(), "donot_use_mm_for_euclid_dist"
-    parts = [torch.cdist(rows, part.flatten(1).double(), compute_mode=exact) for part in reference.split(4096)]
-    found = torch.cat(parts, 1).topk(min(count, len(reference)), largest=False)
-    return found.values, found.indices
-
-
-def _figure(height: int, width: int = WIDTH, arranged: bool = False) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1) if arranged else None
-    figure = Figure((width / DPI, height / DPI), DPI, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(figure: Figure, x: float, y: float, text: str, **options: Any) -> None:
-    """Centre text at a point counted in pixels from the upper left corner."""
-    figure.text(x / figure.bbox.width, 1 - y / figure.bbox.height, text, ha="center", va="center", **options)
-
-
-def _picture(figure: Figure, picture: Image.Image, left: float, top: float, factor: float) -> Axes:
-    """Show a picture, ``factor`` times enlarged, at a point counted in pixels from the upper left corner."""
-    across, down = figure.bbox.width, figure.bbox.height
-    width, height = picture.width * factor, picture.height * factor
-    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-    axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, aspect="auto")
-    axes.set(xticks=[], yticks=[])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return axes

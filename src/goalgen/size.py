@@ -5,41 +5,52 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from goalgen.agents import Agents
-from goalgen.learners import make_learner
+from goalgen.family import Family
+from goalgen.learning import Clock
 from goalgen.rollout import draw_noise, sample_rollout
+from goalgen.task import Task
 
 
-def count_parameters(agents: Agents) -> dict[str, int]:
+def count_parameters(family: Family) -> dict[str, int]:
     """Numbers that are trained or given: those that sampling needs (``generative``), and the GC-agent's."""
-    modules = (agents.environment, agents.s_agent, agents.likelihood)
+    modules = (family.environment, family.s_agent, family.likelihood)
     return {
         "generative": sum(p.numel() for module in modules for p in module.parameters()),
-        "gc_agent": sum(p.numel() for p in agents.gc_agent.parameters()),
+        "gc_agent": sum(p.numel() for p in family.gc_agent.parameters()),
     }
 
 
 @torch.no_grad()
-def count_operations(agents: Agents) -> dict[str, int]:
+def count_operations(family: Family) -> dict[str, int]:
     """Floating-point operations for one image: to draw it (``sample``), and to learn from it once (``train``).
 
     Multiplications and additions of matrix products and convolutions, counted by torch while both are done. Learning
-    counts the pass forward; the gradient costs about twice as much again.
+    counts the pass forward, the mean over as many images as there are steps (some families visit one step of each); the
+    gradient costs about twice as much again.
     """
-    environment, device = agents.environment, agents.device
-    generator = torch.Generator().manual_seed(0)
-    image = torch.zeros(1, *agents.shape, device=device)
-    label = torch.zeros(1, dtype=torch.int64, device=device) if agents.num_labels else None
-    noise = draw_noise(environment, 1, generator).to(device)
-    training = agents.training
-    agents.eval()
+    count, generator = family.horizon, torch.Generator().manual_seed(0)
+    image = torch.zeros(count, *family.shape)
+    label = torch.zeros(count, dtype=torch.int64) if family.num_labels else None
+    task = Task(image, image, label).to(family.device)
+    noise = draw_noise(family.environment, 1, generator).to(family.device)
+    draws = {name: drawn.to(family.device) for name, drawn in family.draw(count, lambda _: generator).items()}
+    training = family.training
+    family.eval()
     with FlopCounterMode(display=False) as sample:
-        sample_rollout(agents, image, noise, label=label)
-    learner = make_learner(agents)
-    steps = None
-    if agents.gc_agent.learner == "marginals":
-        noise, steps = noise[:1], torch.full((1,), agents.horizon - 1, device=device)
+        sample_rollout(family, task.rows(slice(1)), noise)
     with FlopCounterMode(display=False) as train:
-        learner(image, image, noise, label=label, steps=steps)
-    agents.train(training)
-    return {"sample": sample.get_total_flops(), "train": train.get_total_flops()}
+        for i in range(count):
+            one = slice(i, i + 1)
+            family.learn(task.rows(one), {name: drawn[:, one] for name, drawn in draws.items()}, Clock())
+    family.train(training)
+    return {"sample": sample.get_total_flops(), "train": train.get_total_flops() // count}
+
+
+def describe_size(family: Family) -> str:
+    """Weights and operations in one line."""
+    weights, operations = count_parameters(family), count_operations(family)
+    return (
+        f"{weights['generative'] / 1e6:.2f} million weights for sampling, {weights['gc_agent'] / 1e6:.2f} in the GC-agent; "
+        f"{operations['sample'] / 1e6:.1f} million operations to draw an image, {operations['train'] / 1e6:.1f} to learn from one "
+        "(pass forward)"
+    )

@@ -1,7 +1,7 @@
 """Goals: where they come from, how they become tensors, and in which order they are visited."""
 
 from goalgen.data.batches import BatchOrder, augment_shift
-from goalgen.data.images import binarize_images, decode_image, from_unit, inspect_image, to_bytes, to_unit
+from goalgen.data.images import binarize_images, from_unit, to_bytes, to_unit
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.data.sources import load_data
 
@@ -11,9 +11,7 @@ __all__ = [
     "Splits",
     "augment_shift",
     "binarize_images",
-    "decode_image",
     "from_unit",
-    "inspect_image",
     "load_data",
     "to_bytes",
     "to_unit",

@@ -32,8 +32,13 @@ class BatchOrder:
         self._permutations: dict[int, Tensor] = {}
 
     def epoch(self, step: int) -> int:
-        """Return the epoch, from 0, in which the batch of ``step`` begins."""
-        self._check(step)
+        """Return the epoch, from 0, in which the batch of ``step`` begins.
+
+        Raises:
+            GoalgenError: ``step`` is negative.
+        """
+        if step < 0:
+            raise GoalgenError(f"steps are counted from 0; there is no step {step}")
         return step * self.batch_size // self.size
 
     def indices(self, step: int) -> Tensor:
@@ -47,17 +52,12 @@ class BatchOrder:
         last = first + (begin + self.batch_size - 1) // self.size
         # Only the epochs of this batch are kept: steps are nearly always asked for in order.
         self._permutations = {e: self._permutation(e) for e in range(first, last + 1)}
-        row = torch.cat(list(self._permutations.values())) if last > first else self._permutations[first]
-        return row[begin : begin + self.batch_size].clone()
+        return torch.cat(list(self._permutations.values()))[begin : begin + self.batch_size]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch in self._permutations:
             return self._permutations[epoch]
         return torch.randperm(self.size, generator=rng.generator(self.seed, "data order", epoch))
-
-    def _check(self, step: int) -> None:
-        if step < 0:
-            raise GoalgenError(f"steps are counted from 0; there is no step {step}")
 
 
 def augment_shift(images: Tensor, generator: torch.Generator, pixels: int = 1) -> Tensor:

@@ -6,16 +6,16 @@ float32 in [-1, 1]. Files always decode to 256 levels.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from goalgen.errors import GoalgenError
@@ -41,15 +41,6 @@ _TRANSPOSE = {
 }
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-
-
-@dataclass(frozen=True)
-class ImageInfo:
-    """What the header of an image says: its size in pixels (orientation applied) and whether it is grey."""
-
-    height: int
-    width: int
-    grey: bool
 
 
 # 1. Finding files
@@ -95,8 +86,8 @@ def parse_colour(colour: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def inspect_image(source: ImageLike, name: str | None = None) -> ImageInfo:
-    """Return what the header of an image says, without decoding its pixels.
+def inspect_image(source: ImageLike, name: str | None = None) -> tuple[int, int, bool]:
+    """Return height and width in pixels (orientation applied) and whether the image is grey, by its header alone.
 
     Args:
         source: a path, the bytes of a file, or a PIL image.
@@ -105,11 +96,9 @@ def inspect_image(source: ImageLike, name: str | None = None) -> ImageInfo:
     Raises:
         GoalgenError: the file is missing, is no image, or is too large to be one in good faith.
     """
-    with _Reading(source, name) as image:
-        height, width = image.height, image.width
-        if _orientation(image) >= 5:
-            height, width = width, height
-        return ImageInfo(height, width, _is_grey(image))
+    with _reading(source, name) as image:
+        size = image.size if _orientation(image) >= 5 else (image.height, image.width)
+        return *size, _is_grey(image)
 
 
 def decode_image(
@@ -135,14 +124,10 @@ def decode_image(
         name: what error messages call the image (default: its path).
 
     Raises:
-        GoalgenError: the image cannot be read, or an argument has no meaning.
+        GoalgenError: the image cannot be read, or no colour is called so.
     """
-    if channels not in (None, 1, 3):
-        raise GoalgenError(f"channels must be 1 or 3, not {channels!r}")
-    if fit not in ("crop", "pad", "stretch"):
-        raise GoalgenError(f"fit must be crop, pad or stretch, not {fit!r}")
     colour = parse_colour(background)
-    with _Reading(source, name) as image:
+    with _reading(source, name) as image:
         # Read before the pixels are: a PNG may carry a second EXIF block after them, which inspect_image never sees.
         orientation = _orientation(image)
         grey = channels == 1 or (channels is None and _is_grey(image))
@@ -157,53 +142,34 @@ def decode_image(
     return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
 
 
-class _Reading:
+@contextlib.contextmanager
+def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
     """Context in which PIL reads one image: whatever goes wrong inside becomes one GoalgenError with its name."""
-
-    def __init__(self, source: ImageLike, name: str | None) -> None:
-        self.source = source
-        self.name = name or (str(source) if isinstance(source, (str, Path)) else "the image")
-        self.warnings = warnings.catch_warnings()
-        self.opened: Image.Image | None = None
-
-    def __enter__(self) -> Image.Image:
-        self.warnings.__enter__()
-        # PIL warns of damaged metadata, about which a user of the pixels can do nothing.
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if isinstance(self.source, Image.Image):
-            return self.source
-        try:
-            file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
-            self.opened = Image.open(file, formats=_FORMATS)
-        except BaseException as error:
-            self.warnings.__exit__(None, None, None)
-            self._translate(error)
-            raise
-        return self.opened
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self.opened is not None:
-            self.opened.close()
-        self.warnings.__exit__(None, None, None)
-        if error is not None:
-            self._translate(error)
-
-    def _translate(self, error: BaseException) -> None:
-        # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, IndexError, zlib.error.
-        if isinstance(error, (GoalgenError, MemoryError)) or not isinstance(error, Exception):
-            return
-        if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-            raise GoalgenError(
-                f"{self.name} has too many pixels (the limit is {Image.MAX_IMAGE_PIXELS:,}); make it smaller first"
-            ) from None
+    name = name or (str(source) if isinstance(source, (str, Path)) else "the image")
+    try:
+        with warnings.catch_warnings():
+            # PIL warns of damaged metadata, about which a user of the pixels can do nothing.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if isinstance(source, Image.Image):
+                yield source
+            else:
+                file = io.BytesIO(source) if isinstance(source, bytes) else source
+                with Image.open(file, formats=_FORMATS) as opened:
+                    yield opened
+    except (GoalgenError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,}"
+        raise GoalgenError(f"{name} has too many pixels ({limit}); make it smaller first") from None
+    except FileNotFoundError:
+        raise GoalgenError(f"{name} does not exist; check the path") from None
+    # Decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, IndexError, zlib.error.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"it is in none of the formats {', '.join(_FORMATS)}"
-        elif isinstance(error, FileNotFoundError):
-            raise GoalgenError(f"{self.name} does not exist; check the path") from None
-        else:
-            reason = str(error) or type(error).__name__
-        raise GoalgenError(f"{self.name} cannot be read as an image ({reason}); mend or remove it") from None
+        raise GoalgenError(f"{name} cannot be read as an image ({reason}); mend or remove it") from None
 
 
 def _orientation(image: Image.Image) -> int:
@@ -246,16 +212,7 @@ def _resize(image: Image.Image, size: tuple[int, int], fit: str, background: tup
     if fit == "stretch":
         return image.resize((width, height), lanczos)
     if fit == "crop":
-        scale = min(image.width / width, image.height / height)  # pixels of the file in one of the result
-        left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-        # Rounding must not push the box over the edge, which PIL refuses.
-        box = (
-            max(left, 0),
-            max(top, 0),
-            min(left + width * scale, image.width),
-            min(top + height * scale, image.height),
-        )
-        return image.resize((width, height), lanczos, box=box)
+        return ImageOps.fit(image, (width, height), lanczos)
     scale = max(image.width / width, image.height / height)
     inner = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
     canvas = Image.new("RGB", (width, height), background).convert(image.mode)

@@ -1,4 +1,4 @@
-"""Images in memory, and the three sets that a source is divided into."""
+"""Images in memory, and which of a source are trained on and which are held out for validation and test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from goalgen import rng
+from goalgen.config import DataConfig
 from goalgen.errors import GoalgenError
 
 
@@ -87,3 +89,45 @@ class Splits:
     binarize: bool = False
     """Goals are black and white: ``train`` holds grey levels to draw them from (:func:`binarize_images`), while
     ``validation`` and ``test`` are drawn already and have 2 levels."""
+
+
+def choose(readable: dict[str, Tensor], config: DataConfig, name: str) -> dict[str, tuple[str, Tensor]]:
+    """Return, for train, validation and test, the split of the source and which of its records to take (ascending).
+
+    ``readable`` are the records of each split that can be read, (n,) int64; ``name`` is the source, for messages.
+
+    Raises:
+        GoalgenError: a split has no readable image, or too few to hold some out.
+    """
+    train = readable["train"]
+    roles: dict[str, tuple[str, Tensor]] = {}
+    # Test first: it must stay the same when the share of the validation set is changed.
+    for role, fraction, most in (
+        ("test", config.test_fraction, len(train)),
+        ("validation", config.validation_fraction, 2000),
+    ):
+        if role in readable:
+            roles[role] = (role, readable[role])
+        else:
+            needed = 2 if role == "test" and "validation" not in readable else 1  # images that must remain
+            train, held = _hold_out(train, fraction, most, needed, role, name)
+            roles[role] = ("train", held)
+        if not len(roles[role][1]):
+            raise GoalgenError(f"{name} has a {role} split without a readable image; mend it or remove it")
+    if not len(train):
+        raise GoalgenError(f"{name} has a train split without a readable image; mend it")
+    if config.limit is not None:
+        order = torch.randperm(len(train), generator=rng.generator(0, "split limit"))
+        train = train[order[: config.limit].sort().values]
+    return {"train": ("train", train), **roles}
+
+
+def _hold_out(indices: Tensor, fraction: float, most: int, needed: int, role: str, name: str) -> tuple[Tensor, Tensor]:
+    """Return what remains (at least ``needed``) and what is held out (at least 1, at most ``most``), ascending."""
+    count = len(indices)
+    if count <= needed:
+        raise GoalgenError(f"{name} has too few images to hold some out for {role}; add images (3 at the least)")
+    held = min(max(1, round(count * fraction)), count - needed, most)
+    # Seed 0, not the run's: every run must be measured on the same images.
+    order = torch.randperm(count, generator=rng.generator(0, f"split {role}"))
+    return indices[order[held:].sort().values], indices[order[:held].sort().values]

@@ -1,9 +1,8 @@
-"""The batch of a step: goals, starts and noise, all functions of (seed, step)."""
+"""The batch of a step: goals, starts and what is drawn at random, all functions of (seed, step)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,45 +10,26 @@ from torch import Tensor
 from goalgen import rng
 from goalgen.config import Config
 from goalgen.data import BatchOrder, ImageSet, augment_shift, binarize_images, to_unit
-from goalgen.environments import Environment
 from goalgen.errors import GoalgenError
-from goalgen.learners import spread_steps
-from goalgen.rollout import draw_noise
+from goalgen.family import Draws, Family
 from goalgen.starts import FolderStart, Start
+from goalgen.task import Task
 
 
 @dataclass
 class Batch:
     """One process's rows of a batch."""
 
-    start: Tensor
-    """(B, C, height, width)"""
-    goals: Tensor
-    """(B, C, height, width) in [-1, 1]"""
-    noise: Tensor
-    """(H, B, ...)"""
-    interrupt: Tensor | None
-    """(H, B, 1 + cells), for chain dropout"""
-    label: Tensor | None
-    """(B,) int64, of a model that is conditioned on labels"""
-    steps: Tensor | None
-    """(B,) int64, the step that each example visits, where one is enough"""
+    task: Task
+    draws: Draws
 
     def to(self, device: torch.device) -> Batch:
         """The batch on ``device``."""
-        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in vars(self).items()}
-        return Batch(**moved)
+        return Batch(self.task.to(device), {name: drawn.to(device) for name, drawn in self.draws.items()})
 
     def rows(self, keep: slice) -> Batch:
         """Some of its examples."""
-        return Batch(
-            self.start[keep],
-            self.goals[keep],
-            self.noise[:, keep],
-            None if self.interrupt is None else self.interrupt[:, keep],
-            None if self.label is None else self.label[keep],
-            None if self.steps is None else self.steps[keep],
-        )
+        return Batch(self.task.rows(keep), {name: drawn[:, keep] for name, drawn in self.draws.items()})
 
 
 def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
@@ -59,12 +39,12 @@ def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
     return None
 
 
-def episodes_per_goal(config: Config) -> int:
-    """Episodes of every goal in a batch."""
-    chosen = config.training.episodes_per_goal
-    if chosen is not None:
-        return chosen
-    return 4 if config.model.gc_agent == "value" else 1
+def mean_image(images: ImageSet) -> Tensor:
+    """Mean of the training images in [-1, 1], (C, height, width)."""
+    total = torch.zeros(images.shape, dtype=torch.float64)
+    for chunk in images.images.split(4096):
+        total += chunk.double().sum(0)
+    return (total / len(images) / (images.levels - 1) * 2 - 1).float()
 
 
 class Batches:
@@ -75,25 +55,11 @@ class Batches:
     """
 
     def __init__(
-        self,
-        config: Config,
-        train: ImageSet,
-        binarize: bool,
-        start: Start,
-        environment: Environment,
-        rank: int,
-        world: int,
-        marginals: bool = False,
+        self, config: Config, train: ImageSet, binarize: bool, start: Start, family: Family, rank: int, world: int
     ) -> None:
-        """``marginals``: the learner visits one step of each episode, and needs noise for that one alone."""
         size = config.training.batch_size
-        self.config = config
-        self.train = train
-        self.binarize = binarize
-        self.start = start
-        self.environment = environment
-        self.marginals = marginals
-        self.episodes = episodes_per_goal(config)
+        self.config, self.train, self.binarize, self.start, self.family = config, train, binarize, start, family
+        self.episodes = config.training.episodes_per_goal or family.gc_agent.episodes_per_goal
         if size % (world * self.episodes):
             raise GoalgenError(
                 f"--batch-size {size} cannot be shared by {world} processes with {self.episodes} episodes for every goal; "
@@ -105,34 +71,22 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of optimiser step ``step`` (counted from 0)."""
-        seed, settings = self.config.seed, self.config.training
+
+        def stream(name: str) -> torch.Generator:
+            return rng.generator(self.config.seed, name, step)
+
         indices = self.order.indices(step)
-        images = self.train.images[indices]
-        levels = self.train.levels
-        if settings.augment:
-            images = augment_shift(images, rng.generator(seed, "augmentation", step))
+        images, levels = self.train.images[indices], self.train.levels
+        if self.config.training.augment:
+            images = augment_shift(images, stream("augmentation"))
         if self.binarize:
-            images, levels = binarize_images(images, levels, rng.generator(seed, "binarisation", step)), 2
+            images, levels = binarize_images(images, levels, stream("binarisation")), 2
         goals = to_unit(images, levels)
         names = [self.names[i] for i in indices.tolist()] if self.names else None
-        start = self.start(len(goals), goals=goals, names=names, generator=rng.generator(seed, "start", step))
-        goals, start = (x.repeat_interleave(self.episodes, 0) for x in (goals, start))
+        start = self.start(len(goals), goals=goals, names=names, generator=stream("start"))
         label = None
-        if self.config.model.condition == "label":
+        if self.family.num_labels:
             assert self.train.labels is not None
-            label = self.train.labels[indices].long().repeat_interleave(self.episodes, 0)
-        count, steps = len(goals), None
-        generator = rng.generator(seed, "actions", step)
-        if self.marginals:
-            space = self.environment.action_space
-            noise = space.noise(count, generator).unsqueeze(0)
-            steps = spread_steps(count, self.environment.horizon, generator)
-        else:
-            noise = draw_noise(self.environment, count, generator)
-        interrupt = None
-        if settings.chain_dropout > 0:
-            cells = self.environment.action_space.shape[0]
-            generator = rng.generator(seed, "chain dropout", step)
-            interrupt = torch.rand(self.environment.horizon, count, 1 + cells, generator=generator)
-            interrupt[:, :, 0] -= settings.chain_dropout
-        return Batch(start, goals, noise, interrupt, label, steps).rows(self.rows)
+            label = self.train.labels[indices]
+        task = Task(start, goals, label, names).repeat(self.episodes)
+        return Batch(task, self.family.draw(len(task), stream)).rows(self.rows)

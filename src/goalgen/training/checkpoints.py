@@ -1,9 +1,8 @@
-"""What a run keeps: checkpoints to resume from, and the model to use.
+"""What a run keeps to go on from: its checkpoints.
 
 DIR/config.json                      the typed configuration of the run
 DIR/checkpoints/step-00000500/       raw weights, averaged weights, optimiser, counters: to resume
-DIR/best/, DIR/last/                 a saved model each: model.safetensors (averaged weights),
-                                     model.raw.safetensors, config.json
+DIR/best/, DIR/last/                 a saved model each, see goalgen.saved
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from goalgen.agents import Agents
-from goalgen.config import Config, to_dict
 from goalgen.errors import GoalgenError
 from goalgen.storage import load_json, load_tensors, save_tensors, write_folder
 
@@ -35,37 +31,42 @@ class Progress:
     best_bits: float | None = None
     """Lowest held-out bound so far, bits/dim, by the averaged weights."""
     best_step: int = 0
-    revived: int = 0
-    """Proposals revived so far."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What the family has counted so far, such as proposals revived."""
     window: list[list[float]] = field(default_factory=list)
     """What the steps since the last record of the log measured, for the next record to be whole."""
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of an optimiser as named tensors: "<index of the parameter>.<name>"."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(value) for i, entry in state.items() for name, value in entry.items()}
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The state of an optimiser by the names of the model's parameters: "<parameter>/<name>"."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` took."""
+    place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    index = {name: place[id(p)] for name, p in model.named_parameters() if id(p) in place}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        name, _, entry = key.rpartition("/")
+        state.setdefault(index[name], {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_checkpoint(
-    folder: Path, agents: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
+    folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
 ) -> Path:
     """Write DIR/checkpoints/step-N atomically, then remove all but the newest ``keep``."""
     path = folder / "checkpoints" / f"step-{progress.step:08d}"
 
     def fill(temporary: Path) -> None:
-        save_tensors(temporary / "raw.safetensors", agents.state_dict(), {"weights": "raw"})
+        save_tensors(temporary / "raw.safetensors", model.state_dict(), {"weights": "raw"})
         save_tensors(temporary / "ema.safetensors", ema.state_dict(), {"weights": "ema"})
-        save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(optimizer))
+        save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(optimizer, model))
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
 
     write_folder(path, fill)
@@ -80,7 +81,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in paths if p.is_dir() and re.fullmatch(r"step-\d+", p.name))
 
 
-def load_checkpoint(path: Path, agents: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Restore everything from a checkpoint.
 
     Raises:
@@ -89,45 +90,17 @@ def load_checkpoint(path: Path, agents: nn.Module, ema: nn.Module, optimizer: to
     raw, averaged = load_tensors(path / "raw.safetensors")[0], load_tensors(path / "ema.safetensors")[0]
     state = load_tensors(path / "optimizer.safetensors")[0]
     values = load_json(path / "progress.json")
+    if "revived" in values:
+        raise GoalgenError(
+            f"{path} was written by an earlier goalgen, whose runs this one cannot go on with; its best model still loads: "
+            "keep the folder and choose another --out"
+        )
     try:
         progress = Progress(**values)
-        agents.load_state_dict(raw)
+        model.load_state_dict(raw)
         ema.load_state_dict(averaged)
-        restore_optimizer(optimizer, state)
+        restore_optimizer(optimizer, model, state)
     except (TypeError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise GoalgenError(f"{path} does not fit this model ({reason}); delete it to start from an older one") from None
     return progress
-
-
-def save_model(
-    folder: Path,
-    config: Config,
-    agents: Agents,
-    raw: nn.Module | None,
-    start_image: Tensor | None,
-    extra: dict[str, Any],
-) -> None:
-    """Write a saved model atomically: configuration, the weights to use, and the raw ones beside them.
-
-    Args:
-        agents: holds the weights to use (the averaged ones, in training).
-        raw: holds the weights that the optimiser moves, if they are to be kept too.
-        start_image: the initial state (C, height, width), if it is one image for all.
-        extra: facts about the model, JSON values ("step", "validation_bits_per_dim", "label_names", ...).
-    """
-    shape = list(agents.shape)
-    facts = {"shape": shape, "levels": agents.levels, "num_labels": agents.num_labels, **extra}
-
-    def fill(temporary: Path) -> None:
-        tensors = dict(agents.state_dict())
-        if start_image is not None:
-            tensors["start.image"] = start_image
-        metadata = {"weights": "ema" if raw is not None else str(extra.get("weights", "ema"))}
-        save_tensors(temporary / "model.safetensors", tensors, metadata)
-        if raw is not None:
-            save_tensors(temporary / "model.raw.safetensors", raw.state_dict(), {"weights": "raw"})
-        text = json.dumps({**to_dict(config), "facts": facts}, indent=2) + "\n"
-        (temporary / "config.json").write_text(text, encoding="utf-8")
-
-    write_folder(folder, fill)

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from goalgen.agents import Agents
+from goalgen.family import Family
 
 EVERY, FROM = 4, 1000
 """After step FROM only every so many steps are averaged, with a decay to that power. An average as long as it then is does not
@@ -21,14 +21,14 @@ class EMA:
     forgets the untrained weights. (Equation 18)
     """
 
-    def __init__(self, module: Agents, decay: float) -> None:
-        self.module: Agents = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: Family, decay: float) -> None:
+        self.module: Family = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay = decay
         self._averages: list[Tensor] = list(self.module.parameters())
         self._sources: tuple[nn.Module, list[Tensor]] | None = None
 
     @torch.no_grad()
-    def update(self, module: Agents, step: int) -> None:
+    def update(self, module: Family, step: int) -> None:
         """Move towards ``module`` after optimiser step ``step`` (counted from 1), if this step is averaged; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         if step > FROM:

@@ -6,9 +6,12 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from goalgen.agents import environment_of
-from goalgen.config import Config, load_config
+from goalgen.config import Config
+from goalgen.data import Splits
 from goalgen.errors import GoalgenError
+from goalgen.families import check_model
+from goalgen.family import check_above_zero, check_least, check_share
+from goalgen.settings import load_config
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -24,39 +27,26 @@ def check_config(config: Config) -> None:
         GoalgenError: naming the setting, its value and what it may be.
     """
     training = config.training
-    for name, least in (
-        ("batch_size", 1), ("episodes_per_goal", 1), ("warmup_steps", 0), ("kl_warmup_steps", 0), ("max_steps", 1), ("eval_every", 1), ("checkpoint_every", 1),
-        ("keep", 1), ("picture_every", 0), ("log_every", 1), ("revive_every", 0),
-    ):  # fmt: skip
-        value = getattr(training, name)
-        if value is not None and value < least:
-            raise GoalgenError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
-    for name in ("learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds"):
-        value = getattr(training, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise GoalgenError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    check_least(
+        training, batch_size=1, episodes_per_goal=1, warmup_steps=0, max_steps=1, eval_every=1, checkpoint_every=1, keep=1,
+        picture_every=0, log_every=1,
+    )  # fmt: skip
+    check_above_zero(training, "learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds")
     if training.learning_rate > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
         raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
-    for name in ("ema", "chain_dropout", "revive_below"):
-        value = getattr(training, name)
-        if not 0 <= value < 1:
-            raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
+    check_share(training, "ema")
     if not 0 <= training.weight_decay < math.inf:
         raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
-    environment = environment_of(config.model)
-    if training.chain_dropout > 0 and environment != "proposals":
-        raise GoalgenError(f"--chain-dropout is for --environment proposals, not {environment}")
-    if training.kl_warmup_steps and environment != "latent":
-        raise GoalgenError(f"--kl-warmup-steps is for --environment latent, not {environment}")
+    check_model(config)
 
 
-def differences(mine: Any, saved: Any, prefix: str = "") -> list[str]:
+def differences(mine: Any, saved: Any) -> list[str]:
     """Settings that differ, as "name (saved x, now y)", those that may change left out."""
     found = []
     for item in fields(mine):
-        a, b = getattr(mine, item.name), getattr(saved, item.name)
-        if is_dataclass(a):
-            found += differences(a, b)
+        a, b = getattr(mine, item.name), getattr(saved, item.name, None)
+        if is_dataclass(a):  # of another family it is enough to say that the family is another
+            found += differences(a, b) if type(a) is type(b) else []
         elif a != b and item.name not in MAY_CHANGE:
             found.append(f"--{item.name.replace('_', '-')} (saved {b}, now {a})")
     return found
@@ -87,3 +77,21 @@ def prepare_folder(config: Config) -> None:
         raise GoalgenError(f"--out {folder} cannot be made: {error.strerror or error}") from None
     if occupied:
         raise GoalgenError(f"--out {folder} is not empty and holds no goalgen run; choose another folder")
+
+
+def count_labels(data: Splits) -> int:
+    """Number of classes, for a model that is conditioned on them.
+
+    Raises:
+        GoalgenError: some split has no labels.
+    """
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    largest = 0
+    for name, images in splits.items():
+        if images.labels is None:
+            raise GoalgenError(
+                f"--condition label needs a label for every image, and the {name} images have none; give class folders "
+                "or a parquet file with a label column"
+            )
+        largest = max(largest, int(images.labels.max()))
+    return max(largest + 1, len(data.label_names or ()))

@@ -1,0 +1,219 @@
+"""Check an environment before agents are trained in it, and a family before it is trained at length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from goalgen.environment import ChoiceEnvironment, Continuous, Discrete, Environment
+from goalgen.errors import GoalgenError
+from goalgen.family import Family
+from goalgen.rng import generator
+
+BATCH = 4
+
+
+def check_family(family: Family) -> None:
+    """Check a family's environment with what its S-agent offers, then both agents and the likelihood on its episodes.
+
+    Raises:
+        GoalgenError: the first fault found, with its mend.
+    """
+    name, environment = type(family).__name__, family.environment
+    label = torch.zeros(BATCH, dtype=torch.int64) if family.num_labels else None
+
+    def offer(h: Tensor, state: Tensor) -> Any:
+        return family.s_agent.decide(family.see(int(h[0]), state, label)).offer
+
+    training = family.training
+    family.eval()
+    check_environment(environment, offer)
+    rng = generator(0, "family check")
+    goal = torch.randint(0, family.levels, (BATCH, *family.shape), generator=rng) / (family.levels - 1) * 2 - 1
+    state = environment.initial(torch.zeros_like(goal))
+    for h in range(environment.horizon):
+        seen = family.see(h, state, label)
+        decision = family.s_agent.decide(seen)
+        q = family.gc_agent.policy(seen, goal, decision)
+        noise = environment.action_space.noise(BATCH, rng)
+        for agent, policy in (("s_agent", decision.policy), ("gc_agent", q)):
+            where = f"{name}.{agent}'s policy"
+            _check_action(policy.sample(noise), environment.action_space, where)
+            _check_tensor(policy.log_prob(policy.sample(noise)), (BATCH,), f"{where}.log_prob", "sum over the action")
+        kl = q.kl(decision.policy)
+        _check_tensor(kl, (BATCH,), f"{name}'s KL", "sum over the action")
+        if bool((kl < -1e-3).any()):
+            raise GoalgenError(
+                f"{name}: the KL of the policies is negative ({kl.min():.3g}); Policy.kl is KL(self || other)"
+            )
+        state = environment.transition(seen.rows, state, q.sample(noise), decision.offer)
+    _check_tensor(family.likelihood.log_prob(goal, state), (BATCH,), f"{name}.likelihood.log_prob", "sum over the goal")
+    family.train(training)
+
+
+def check_environment(environment: Environment, offer: Tensor | Callable[[Tensor, Tensor], Any] | None = None) -> None:
+    """Run an environment through its protocol and say what to mend.
+
+    Checked: the attributes; shapes and types of states, actions and canvases; that a transition is a function of its
+    arguments alone, treats each row of the batch by itself and does not change its inputs; that gradients pass where
+    no ``black_box`` is declared; and, where all next states can be listed, that they agree with the transition.
+
+    Args:
+        environment: the one to check.
+        offer: what its S-agent would offer: a function of (h, state), a tensor (4, ...), or None if it offers none.
+
+    Raises:
+        GoalgenError: the first fault found, with its mend.
+    """
+    name = type(environment).__name__
+    _check_attributes(environment, name)
+    space = environment.action_space
+    rng = generator(0, "environment check")
+    canvas = torch.rand(BATCH, *_canvas_shape(environment, name), generator=rng) * 2 - 1
+    state = environment.initial(canvas)
+    _check_tensor(state, (BATCH, *environment.state_shape), f"{name}.initial", "state_shape")
+    for step in range(environment.horizon):
+        h = torch.full((BATCH,), step)
+        offered = offer(h, state) if callable(offer) else offer
+        action = space.uniform(space.noise(BATCH, rng))
+        _check_action(action, space, name)
+        before = state.clone()
+        after = _transition(environment, h, state, action, offered, name)
+        if not torch.equal(state, before):
+            raise GoalgenError(
+                f"{name}.transition changes the state it is given; return a new tensor (x + y, not x += y)"
+            )
+        _check_tensor(after, tuple(state.shape), f"{name}.transition", "state_shape")
+        if not torch.equal(after, _transition(environment, h, state, action, offered, name)):
+            raise GoalgenError(
+                f"{name}.transition gives another state for the same arguments; take randomness from the action, and "
+                "keep no state in the environment"
+            )
+        _check_rows(environment, h, state, action, offered, after, name)
+        if isinstance(environment, ChoiceEnvironment):
+            _check_candidates(environment, h, state, offered, name)
+        state = after
+    if not environment.black_box:
+        _check_gradient(environment, canvas, offer, rng, name)
+
+
+def _check_attributes(environment: Environment, name: str) -> None:
+    for attribute in ("horizon", "state_shape", "action_space", "black_box"):
+        if not hasattr(environment, attribute):
+            raise GoalgenError(f"{name} lacks the attribute {attribute!r}; set it in __init__ after super().__init__()")
+    if not isinstance(environment.horizon, int) or environment.horizon < 1:
+        raise GoalgenError(f"{name}.horizon must be a whole number of at least 1, not {environment.horizon!r}")
+    if not isinstance(environment.action_space, (Discrete, Continuous)):
+        raise GoalgenError(
+            f"{name}.action_space must be Discrete(...) or Continuous(...), not {type(environment.action_space).__name__}"
+        )
+    if not isinstance(environment.black_box, bool):
+        raise GoalgenError(f"{name}.black_box must be True or False, not {environment.black_box!r}")
+
+
+def _canvas_shape(environment: Environment, name: str) -> tuple[int, ...]:
+    """Shape of the canvases it starts from."""
+    shape = tuple(environment.canvas_shape)
+    if len(shape) != 3:
+        raise GoalgenError(
+            f"{name}: a canvas has the shape (C, height, width), not {shape}; where the state is more than a canvas, set "
+            "canvas_shape beside state_shape"
+        )
+    return shape
+
+
+def _transition(environment: Environment, h: Tensor, state: Tensor, action: Tensor, offer: Any, name: str) -> Tensor:
+    try:
+        return environment.transition(h, state, action, offer)
+    except GoalgenError:
+        raise
+    except Exception as error:
+        hint = "; pass what its S-agent offers: check_environment(environment, offer)" if offer is None else ""
+        raise GoalgenError(
+            f"{name}.transition fails at step {int(h[0])}: {type(error).__name__}: {error}{hint}"
+        ) from error
+
+
+def _check_tensor(value: Any, shape: tuple[int, ...], where: str, attribute: str) -> None:
+    if not isinstance(value, Tensor):
+        raise GoalgenError(f"{where} must return a tensor, not {type(value).__name__}")
+    if tuple(value.shape) != shape:
+        raise GoalgenError(f"{where} returns {tuple(value.shape)} where {shape} was expected; mend it or {attribute}")
+    if value.dtype != torch.float32:
+        raise GoalgenError(
+            f"{where} returns {value.dtype}; states and log-probabilities are torch.float32: add .float()"
+        )
+    if not torch.isfinite(value).all():
+        raise GoalgenError(
+            f"{where} returns NaN or infinity for canvases and actions in range; look for a division or a log"
+        )
+
+
+def _check_action(action: Tensor, space: Discrete | Continuous, name: str) -> None:
+    if tuple(action.shape) != (BATCH, *space.shape):
+        raise GoalgenError(
+            f"{name}.action_space draws actions of {tuple(action.shape)}, its shape says {(BATCH, *space.shape)}"
+        )
+
+
+def _rows(value: Any, i: int) -> Any:
+    return value[i : i + 1] if isinstance(value, Tensor) else value
+
+
+def _check_rows(
+    environment: Environment, h: Tensor, state: Tensor, action: Tensor, offer: Any, after: Tensor, name: str
+) -> None:
+    if offer is not None and not isinstance(offer, Tensor):
+        return
+    for i in range(BATCH):
+        alone = environment.transition(h[i : i + 1], state[i : i + 1], action[i : i + 1], _rows(offer, i))
+        if not torch.allclose(alone[0], after[i], atol=1e-5):
+            raise GoalgenError(
+                f"{name}.transition mixes the rows of a batch: row {i} comes out otherwise alone; reduce over the last "
+                "dimensions only"
+            )
+
+
+def _check_candidates(environment: ChoiceEnvironment, h: Tensor, state: Tensor, offer: Any, name: str) -> None:
+    space = environment.action_space
+    listed = environment.candidates(h, state, offer)
+    _check_tensor(listed, (BATCH, space.num_actions, *environment.state_shape), f"{name}.candidates", "num_actions")
+    for a in range(space.num_actions):
+        action = torch.full((BATCH, space.cells), a)
+        if not torch.allclose(listed[:, a], environment.transition(h, state, action, offer), atol=1e-5):
+            raise GoalgenError(f"{name}.candidates and .transition disagree on action {a}; make one call the other")
+    pixels = environment.canvas(state)
+    sums = environment.sum_by_cell(pixels)
+    if tuple(sums.shape) != (BATCH, space.cells):
+        raise GoalgenError(
+            f"{name}.cell_mask has {sums.shape[-1]} cells where the action space has {space.cells}; give one mask a cell"
+        )
+    if not torch.allclose(sums.sum(-1), pixels.sum((-3, -2, -1)), atol=1e-3):
+        raise GoalgenError(f"{name}.cell_mask loses or repeats pixels; every pixel belongs to exactly one cell")
+
+
+def _check_gradient(environment: Environment, canvas: Tensor, offer: Any, rng: torch.Generator, name: str) -> None:
+    start = canvas.clone().requires_grad_()
+    state, space = environment.initial(start), environment.action_space
+    actions = []
+    for step in range(environment.horizon):
+        h = torch.full((BATCH,), step)
+        offered = offer(h, state) if callable(offer) else offer
+        action = space.uniform(space.noise(BATCH, rng))
+        if isinstance(space, Continuous):
+            action = action.requires_grad_()
+            actions.append(action)
+        state = environment.transition(h, state, action, offered)
+    total = environment.canvas(state).square().sum()
+    reaches = total.requires_grad and any(
+        g is not None and bool(g.abs().sum() > 0)
+        for g in torch.autograd.grad(total, [*actions, start], allow_unused=True)
+    )
+    if not reaches:
+        raise GoalgenError(
+            f"{name} is no black box, but no gradient passes from the last canvas back to the first or to the "
+            "actions; remove .detach(), .round() or NumPy from the transition, or set black_box = True"
+        )

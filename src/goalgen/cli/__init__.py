@@ -1,0 +1,69 @@
+"""The command line: goalgen train | sample | evaluate | plot | demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_sample, run_train
+from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions
+from goalgen.errors import GoalgenError
+
+__all__ = ["DemoOptions", "EvaluateOptions", "PlotOptions", "SampleOptions", "main"]
+
+USAGE = """goalgen: generative models learned with goal-conditioned reinforcement learning
+
+  goalgen demo                             train on the digits, sample, evaluate: two minutes and a half
+  goalgen train --data SRC --out DIR       train; the same command again resumes
+  goalgen sample DIR --out PATH            draw new images
+  goalgen evaluate DIR                     bound, quality, diversity, each beside its held-out reference
+  goalgen plot DIR                         learning curves, KL by step, action usage, neighbours
+
+`goalgen COMMAND --help` lists the options. DIR is the folder of a run, a saved model, zoo:digits, or a hub name."""
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": run_train,
+    "sample": run_sample,
+    "evaluate": run_evaluate,
+    "plot": run_plot,
+    "demo": run_demo,
+}
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"goalgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if given else 2
+    if given[0] == "--version":
+        from goalgen import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if given[0] not in COMMANDS:
+            raise GoalgenError(f"no command is called {given[0]!r}; there are: {', '.join(COMMANDS)}")
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            status = COMMANDS[given[0]](given[1:])
+            sys.stdout.flush()
+            return status
+    except GoalgenError as error:
+        print(f"goalgen: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("goalgen: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Who reads the output (head, a pager) has had enough; Python's own flush at the end must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,184 @@
+"""What every command does with its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from goalgen.cli.options import (
+    DemoOptions,
+    EvaluateOptions,
+    ModelOptions,
+    PlotOptions,
+    SampleOptions,
+    parse,
+    parse_config,
+)
+from goalgen.cli.table import print_table
+from goalgen.errors import GoalgenError
+
+
+def run_train(arguments: Sequence[str]) -> int:
+    """goalgen train"""
+    from accelerate import PartialState
+
+    from goalgen.settings import load_preset, preset_names
+    from goalgen.training import train
+
+    preset, rest = _take_preset(list(arguments))
+    if any(a in ("-h", "--help") for a in rest):
+        print(f"presets (--preset NAME, before the options that it sets): {', '.join(preset_names())}\n")
+    config = parse_config(rest, None if preset is None else load_preset(preset))
+
+    outcome = train(config)
+    best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim"
+    done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
+    if PartialState().is_main_process:
+        print(
+            f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}"
+        )
+    return 130 if outcome.interrupted else 0
+
+
+def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Take --preset NAME out of the arguments: it chooses the defaults of the others."""
+    rest, preset = [], None
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--preset":
+            preset = next(waiting, "")
+        elif argument.startswith("--preset="):
+            preset = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return preset, rest
+
+
+def _load(options: ModelOptions) -> Any:
+    from goalgen.model import load
+
+    if options.weights not in ("ema", "raw"):
+        raise GoalgenError(f"--weights must be ema or raw, not {options.weights!r}")
+    _check_device(options.device)
+    return load(options.model, weights=options.weights, device=options.device)  # type: ignore[arg-type]
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise GoalgenError(f"--device {device} is not there on this machine; use --device cpu") from None
+
+
+def run_sample(arguments: Sequence[str]) -> int:
+    """goalgen sample"""
+    options = parse(SampleOptions, "sample", arguments)
+
+    from goalgen.sampling import write_samples
+
+    if options.out.is_file():
+        raise GoalgenError(f"--out {options.out} is a file; choose a folder")
+    model = _load(options)
+    goals, names = _start_goals(model, options)
+    sampled = model.sample(
+        options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
+        first=options.first, steps=options.steps, labels=options.label,
+    )  # fmt: skip
+    facts = {
+        "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
+        "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
+    }  # fmt: skip
+    written = write_samples(sampled, options.out, grid=options.grid, trajectory=options.trajectory, facts=facts)
+    extra = [str(p) for p in written if p.stem in ("grid", "trajectories")]
+    print(
+        f"{options.num} images in {options.out} ({sampled.network_evaluations} network evaluations each, start: "
+        f"{sampled.start}){'; ' + ', '.join(extra) if extra else ''}"
+    )
+    return 0
+
+
+def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, list[str] | None]:
+    """Goals, one a sample, for a start that is a function of the goal; names for a folder that is paired with them."""
+    import torch
+
+    from goalgen.data import from_unit, load_data, to_unit
+    from goalgen.starts import FolderStart
+    from goalgen.training.batches import pairing_names
+
+    start = model.start(options.start)
+    if not start.needs_goal and not (isinstance(start, FolderStart) and options.start_goals is not None):
+        return None, None
+
+    source = model.config.data
+    if options.start_goals is not None:
+        _, height, width = model.shape
+        source = dataclasses.replace(
+            source, data=options.start_goals, image_size=(height, width), channels=model.shape[0]
+        )
+    splits = load_data(source)
+    if splits.train.shape != model.shape:
+        raise GoalgenError(f"the goals for the start are {splits.train.shape}, the model's images {model.shape}")
+    # A start is seen through the model's own grey levels, whatever those of the goals' files.
+    goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
+    index = (torch.arange(options.num) + options.first) % len(goals)
+    names = pairing_names(start, splits.test)
+    return goals[index], None if names is None else [names[i] for i in index.tolist()]
+
+
+def run_evaluate(arguments: Sequence[str]) -> int:
+    """goalgen evaluate"""
+    options = parse(EvaluateOptions, "evaluate", arguments)
+
+    from goalgen.data import load_data
+    from goalgen.evaluation import evaluate
+    from goalgen.storage import write_text
+
+    model = _load(options)
+    source = model.config.data
+    if options.data is not None:
+        source = dataclasses.replace(source, data=options.data)
+    numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
+    if options.json is not None:
+        write_text(options.json, json.dumps(numbers, indent=2) + "\n")
+    print_table(numbers)
+    return 0
+
+
+def run_plot(arguments: Sequence[str]) -> int:
+    """goalgen plot"""
+    options = parse(PlotOptions, "plot", arguments)
+
+    from goalgen.plots import plot_run
+
+    for path in plot_run(options.model, options.out, seed=options.seed):
+        print(path)
+    return 0
+
+
+def run_demo(arguments: Sequence[str]) -> int:
+    """goalgen demo"""
+    options = parse(DemoOptions, "demo", arguments)
+
+    from goalgen.settings import load_preset
+    from goalgen.training import train
+
+    preset = load_preset("digits")
+    settings = dataclasses.replace(preset.training, max_seconds=options.max_seconds, quiet=options.quiet)
+    config = dataclasses.replace(preset, out=options.out, seed=options.seed, training=settings)
+    print(f"training on 8x8 digits for {options.max_seconds:.0f} s; the run is in {options.out}", flush=True)
+    outcome = train(config)
+    if outcome.interrupted:
+        print("stopped; the same command goes on from here")
+        return 130
+    out = str(options.out)
+    samples = options.out / "samples"
+    run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory"])
+    run_evaluate([out, "--json", str(options.out / "evaluation.json")])
+    print(
+        f"\nlook at: {samples / 'grid.png'} (new digits)\n         {samples / 'trajectories.png'} (how each was drawn)"
+    )
+    return 0

@@ -1,0 +1,171 @@
+"""Arrow tables with a column of encoded images: parquet files, and what the Hugging Face hub gives."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from goalgen.data.images import EXTENSIONS
+from goalgen.data.records import SPLIT_NAMES, Item, Records, Source
+from goalgen.errors import GoalgenError
+
+INSTALL = 'pip install "goalgen[datasets]"'
+"""What reading tables needs, for messages."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of arrow tables that hold encoded images, or paths to them, in one column."""
+
+    schema: Any
+    read: Callable[[str], Iterator[tuple[str, Any]]]  # column -> what messages call each row, and its value
+    folder: Path  # against which relative paths in the table are read
+
+    def images(self, column: str) -> Iterator[Item]:
+        for name, value in self.read(column):
+            if isinstance(value, dict):
+                value = value.get("bytes") or value.get("path")
+            yield name, self.folder / value if isinstance(value, str) else value
+
+
+def parquet_splits(tables: list[Path], root: Path) -> dict[str, list[Path]]:
+    """Sort parquet files by the split that their names (train-0.parquet) or folders (train/0.parquet) begin with.
+
+    Raises:
+        GoalgenError: some are named after a split, and none after the training split.
+    """
+    groups: dict[str, list[Path]] = {}
+    unnamed = []
+    for path in tables:
+        words = [re.split(r"[^a-z]", part.lower())[0] for part in reversed(path.relative_to(root).parts)]
+        split = next((SPLIT_NAMES[w] for w in words if w in SPLIT_NAMES), None)
+        groups.setdefault(split, []).append(path) if split else unnamed.append(path)
+    if not groups:
+        return {"train": unnamed}
+    if "train" not in groups:
+        raise GoalgenError(f"{root} has no training split, only {', '.join(groups)}; name one file train.parquet")
+    if unnamed:
+        message = f"{root}: {len(unnamed)} parquet file(s) named after no split are unused, such as {unnamed[0].name}"
+        warnings.warn(message, stacklevel=2)
+    return groups
+
+
+def open_parquet(name: str, groups: dict[str, list[Path]], root: Path) -> Source:
+    """Return the source of the parquet files of each split, all below ``root``.
+
+    Raises:
+        GoalgenError: pyarrow is missing, or a file cannot be read or has no column of encoded images.
+    """
+    # Read with pyarrow alone: datasets would copy everything into ~/.cache, and takes seconds to import.
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise GoalgenError(f"reading parquet files needs pyarrow: {INSTALL}") from None
+
+    def read(files: list[Path], column: str) -> Iterator[tuple[str, Any]]:
+        for file in files:
+            row, within = itertools.count(), file.relative_to(root).as_posix()
+            try:
+                with pq.ParquetFile(file) as opened:
+                    for batch in opened.iter_batches(batch_size=512, columns=[column]):
+                        for value in batch.column(0).to_pylist():
+                            yield f"{within} row {next(row)}", value
+            except (pa.ArrowException, OSError, IndexError) as error:
+                raise GoalgenError(f"{file} cannot be read as parquet with a column {column!r}: {error}") from None
+
+    tables = {}
+    for split, files in groups.items():
+        try:
+            schema = pq.read_schema(files[0])
+        except (pa.ArrowException, OSError) as error:
+            raise GoalgenError(f"{files[0]} cannot be read as a parquet file: {error}") from None
+        tables[split] = Table(schema, partial(read, files), files[0].parent)
+    return open_tables(name, tables)
+
+
+def open_hub(name: str) -> Source:
+    """Return the source called ``name`` on the Hugging Face hub, or in its cache.
+
+    Raises:
+        GoalgenError: there is none, it has no training split, or the package to read it is missing.
+    """
+    looks_like_path = name.startswith(".") or name.lower().endswith((*EXTENSIONS, ".parquet"))
+    if looks_like_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise GoalgenError(f"{name} does not exist; --data takes digits, a folder, a parquet file or a hub name")
+    try:
+        import datasets
+    except ImportError:
+        raise GoalgenError(f"{name} is no file or folder here; to look for it on the hub: {INSTALL}") from None
+    try:
+        found = datasets.load_dataset(name)
+    except Exception as error:  # datasets, hub and network libraries each have their own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise GoalgenError(
+            f"{name} is no file or folder here, and the hub does not give it ({reason}); check name and network"
+        ) from None
+    return open_data_sets(name, found)
+
+
+def open_data_sets(name: str, found: Any) -> Source:
+    """Return the source of a ``datasets.DatasetDict``."""
+
+    def read(key: str, column: str) -> Iterator[tuple[str, Any]]:
+        row = itertools.count()
+        for table in found[key].select_columns([column]).with_format("arrow").iter(batch_size=512):
+            for value in table.column(0).to_pylist():
+                yield f"{name} {key} row {next(row)}", value
+
+    keys = {SPLIT_NAMES[key.lower()]: key for key in found if key.lower() in SPLIT_NAMES}
+    if "train" not in keys:
+        raise GoalgenError(f"{name} has no training split, only {', '.join(found)}")
+    schemas = {split: found[key].features.arrow_schema for split, key in keys.items()}
+    return open_tables(name, {s: Table(schemas[s], partial(read, key), Path()) for s, key in keys.items()})
+
+
+def open_tables(name: str, tables: dict[str, Table]) -> Source:
+    """Return the source of one table a split, once its columns are known.
+
+    Raises:
+        GoalgenError: the table "train" has no column of encoded images.
+    """
+    image, label, label_names = _columns(name, tables["train"].schema)
+    splits = {}
+    for split, table in tables.items():
+        labels = None
+        if label is not None and label in table.schema.names:
+            labels = [value for _, value in table.read(label)]
+        splits[split] = Records(partial(table.images, image), labels)
+    return Source(name, splits, label_names)
+
+
+def _columns(name: str, schema: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
+    """Return the image column, the label column and the names of the labels.
+
+    Hugging Face writes its features into the schema; files written by others are read by the names of columns.
+    """
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        kinds = {column: feature.get("_type") for column, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        features, kinds = {}, {}
+    images = [c for c in schema.names if kinds.get(c) == "Image"]
+    images += [c for c in ("image", "img", "png", "jpg") if c in schema.names]
+    if not images:
+        raise GoalgenError(f"{name} has no column of images, only {', '.join(schema.names)}; call it 'image'")
+    stored = str(schema.field(images[0]).type)
+    if not re.match(r"struct<(.*\b)?(bytes|path): |(large_)?(binary|string)", stored):
+        raise GoalgenError(f"the column {images[0]!r} of {name} holds {stored}, not encoded images such as PNG files")
+    labels = [c for c in schema.names if kinds.get(c) == "ClassLabel"]
+    labels += [c for c in ("label", "labels", "fine_label") if c in schema.names]
+    if not labels:
+        return images[0], None, None
+    names = features.get(labels[0], {}).get("names") if kinds.get(labels[0]) == "ClassLabel" else None
+    return images[0], labels[0], tuple(map(str, names)) if names else None

@@ -1,0 +1,136 @@
+"""Bridges: the action is the next canvas, through ever less noise. Diffusion is the case of a fixed GC-agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goalgen import config
+from goalgen.bound import Bound
+from goalgen.families.bridge.agents import (
+    BridgeGCAgent,
+    BridgeSAgent,
+    FixedBridgeGCAgent,
+    LearnedBridgeGCAgent,
+    Look,
+    Told,
+)
+from goalgen.families.bridge.environment import BridgeEnvironment, Reading, Schedule, even_schedule
+from goalgen.family import Draws, Family, Plan, Streams
+from goalgen.learning import Clock, Learned, spread_steps
+from goalgen.likelihoods import PixelLikelihood
+from goalgen.task import Task
+
+__all__ = [
+    "Bridge",
+    "BridgeEnvironment",
+    "BridgeGCAgent",
+    "BridgeSAgent",
+    "BridgeSettings",
+    "FixedBridgeGCAgent",
+    "LearnedBridgeGCAgent",
+    "Look",
+    "Reading",
+    "Schedule",
+    "Told",
+    "even_schedule",
+]
+
+
+@dataclass(frozen=True)
+class BridgeSettings(config.Settings):
+    """The action is the next canvas."""
+
+    log_snr: tuple[float, float] = (-3.0, 5.0)
+    """Logarithm of the signal-to-noise ratio after the first step and after the last (their middle, if there is
+    only one)."""
+    learn_snr: bool = True
+    """Learn the signal-to-noise ratios, starting from even steps between the two of --log-snr."""
+    learn_variance: bool | None = None
+    """The S-agent learns mean and variance of every pixel of its action; unset: when the GC-agent is learned."""
+
+
+class Bridge(Family):
+    """Marginals are in closed form, so that one step of each episode is enough to learn from."""
+
+    name = "bridge"
+    Settings = BridgeSettings
+    gc_agents = {"learned": LearnedBridgeGCAgent, "fixed": FixedBridgeGCAgent}  # noqa: RUF012 - more may be put in
+    least_validation = 1024
+    environment: BridgeEnvironment
+    s_agent: BridgeSAgent
+    gc_agent: BridgeGCAgent
+
+    def __init__(self, plan: Plan) -> None:
+        settings: BridgeSettings = plan.settings
+        environment = BridgeEnvironment(plan.shape, even_schedule(plan.horizon, *settings.log_snr, settings.learn_snr))
+        free = settings.learn_variance if settings.learn_variance is not None else plan.gc_agent != "fixed"
+        s_agent = BridgeSAgent(plan.network, free)
+        likelihood = PixelLikelihood(plan.shape, plan.levels, canvas=environment.canvas)
+        super().__init__(plan, environment, s_agent, self.make_gc_agent(plan, environment), likelihood)
+
+    @property
+    def can_skip(self) -> bool:
+        return not self.s_agent.free
+
+    def draw(self, batch: int, streams: Streams) -> Draws:
+        """Noise of one canvas (1, batch, C, height, width), and the step (1, batch) in 0..H-1 that each example visits."""
+        generator = streams("actions")
+        noise = self.environment.action_space.noise(batch, generator)
+        return {"noise": noise.unsqueeze(0), "steps": spread_steps(batch, self.horizon, generator).unsqueeze(0)}
+
+    def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
+        """An unbiased estimate of (3) from one step of each episode; step s stands for canvas x_{s+1}. (Equation 26)"""
+        with self.environment.held():
+            return self._learn(task, draws["noise"][0], draws["steps"][0])
+
+    def _learn(self, task: Task, noise: Tensor, steps: Tensor) -> Learned:
+        environment, gc_agent, s_agent, horizon, goals = (
+            self.environment, self.gc_agent, self.s_agent, self.horizon, task.goal,
+        )  # fmt: skip
+        h = steps + 1
+        opening = self.see(torch.zeros_like(steps[:1]), environment.initial(task.start), task.label)
+        told = gc_agent.look(opening, goals)
+        opened = s_agent.open(opening)
+        mean, std = gc_agent.marginal(h, told)
+        canvas = mean + std * noise  # x_h
+        seen = self.see(h, torch.cat([canvas, task.start], 1), task.label)
+        look = s_agent.look(seen)
+        last = h == horizon
+        at_last = last.nonzero().flatten()  # one row in H: the likelihood is not asked about the others
+        reconstruction = torch.zeros(len(goals), device=goals.device, dtype=look.guess.dtype)
+        if len(at_last):
+            shown = torch.cat([look.guess, task.start], 1)[at_last]
+            log_prob = self.likelihood.log_prob(goals[at_last], shown, hold_scale=True)
+            reconstruction = reconstruction.index_put((at_last,), -log_prob)
+        # Rows at the last canvas take no further step; that of the canvas before keeps their numbers finite.
+        step = h.clamp(max=max(horizon - 1, 1))
+        acting = self.see(step, seen.state, task.label)
+        if gc_agent.follows_schedule and not s_agent.free:  # the squared error that (10) and (25) come down to
+            schedule = environment.schedule
+            first = 0.5 * schedule.gain(opening.h, opening.to) * squared_error(goals, opened.guess)
+            kl = 0.5 * schedule.gain(step, acting.to.clamp(max=horizon)) * squared_error(goals, look.guess)
+        else:
+            first = gc_agent.first_step(told).kl(s_agent.act(opening, opened))  # (B,), without a network
+            kl = torch.zeros_like(first)
+            if horizon > 1:
+                kl = gc_agent.step(step, canvas, told, before=(mean, std)).kl(s_agent.act(acting, look))
+        kl = kl.masked_fill(last, 0.0)
+        loss = (first + horizon * (reconstruction + kl)).mean()
+        by_step = torch.zeros(horizon + 1, len(kl), device=kl.device, dtype=kl.dtype)
+        by_step = by_step.scatter(0, h.unsqueeze(0), horizon * kl.detach().unsqueeze(0))
+        by_step[0] = first.detach()
+        return Learned(loss, Bound(horizon * reconstruction.detach(), by_step[:horizon]))
+
+    @torch.no_grad()
+    def estimate(self, task: Task, streams: Streams) -> Bound:
+        """J from one step of each episode; it may differ a little from the mean over whole episodes. (Equation 26)"""
+        draws = {name: drawn.to(self.device) for name, drawn in self.draw(len(task), streams).items()}
+        return self.learn(task, draws, Clock()).bound
+
+
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|^2 of images (B, C, height, width), (B,)."""
+    return (a - b).square().sum((1, 2, 3))

@@ -1,0 +1,48 @@
+"""Networks of the agents: an image and a step in, features to draw from out. See :mod:`goalgen.networks.base`."""
+
+from goalgen.errors import GoalgenError
+from goalgen.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk, bounded, draw
+from goalgen.networks.mlp import MLPOpening, MLPTop, MLPTrunk
+from goalgen.networks.transformer import TransformerTop, TransformerTrunk
+from goalgen.networks.unet import UNetTop, UNetTrunk
+
+KINDS: dict[str, tuple[type, type]] = {
+    "mlp": (MLPTrunk, MLPTop),
+    "transformer": (TransformerTrunk, TransformerTop),
+    "unet": (UNetTrunk, UNetTop),
+}
+"""Trunk and top of every kind of network."""
+
+
+def make_trunk(spec: NetworkSpec, channels: int, depth: int) -> Trunk:
+    """The first half of a network for images of so many channels.
+
+    Raises:
+        GoalgenError: no network has this name, or its patch does not divide the image.
+    """
+    if spec.kind not in KINDS:
+        raise GoalgenError(f"no network is called {spec.kind!r}; there are: {', '.join(sorted(KINDS))}")
+    trunk: Trunk = KINDS[spec.kind][0](spec, channels, depth)
+    return trunk
+
+
+def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = True) -> Torso:
+    """A whole network for canvases of so many channels (unset: those of the images it draws).
+
+    The U-Net has ``depth`` blocks at every size on both ways; the others share theirs between the halves.
+
+    Args:
+        reads: whether it looks at the canvas at all; an mlp that does not has no trunk.
+
+    Raises:
+        GoalgenError: no network has this name, its patch does not divide the image, or only an mlp can do without a trunk.
+    """
+    if not reads and spec.kind != "mlp":
+        raise GoalgenError(f"--no-read-start needs --network mlp, not {spec.kind}")
+    first = spec.depth if spec.kind == "unet" else spec.depth // 2
+    trunk = make_trunk(spec, spec.shape[0] if channels is None else channels, first) if reads else MLPOpening(spec)
+    top: Top = KINDS[spec.kind][1](spec, spec.depth if spec.kind == "unet" else spec.depth - first)
+    return Torso(spec, trunk, top)
+
+
+__all__ = ["ImageHead", "Middle", "NetworkSpec", "Top", "Torso", "Trunk", "bounded", "draw", "make_torso", "make_trunk"]

@@ -1,0 +1,170 @@
+"""What an agent says at a state: a distribution of its action.
+
+The distributions themselves are torch's. A policy adds what goalgen asks of one: it acts on noise that is given to it, knows
+its divergence from another policy of its kind, and can be narrowed or widened. All of B states at once, one number a state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, distributions
+from torch.distributions import Independent, Normal, kl_divergence
+
+
+class Policy(ABC):
+    """A distribution of actions at B states. A policy of your own writes these four methods."""
+
+    @abstractmethod
+    def sample(self, noise: Tensor) -> Tensor:
+        """The actions (B, ...) at this noise, which the action space has drawn. The same noise gives the same action."""
+
+    @abstractmethod
+    def log_prob(self, action: Tensor) -> Tensor:
+        """log p(a), (B,) nats."""
+
+    @abstractmethod
+    def kl(self, other: Policy) -> Tensor:
+        """KL(self || other), (B,) nats; other is the S-agent's policy, self the GC-agent's. An upper bound is allowed and said."""
+
+    @abstractmethod
+    def tempered(self, temperature: float) -> Policy:
+        """The policy to the power 1 / temperature, as nearly as its kind allows: below 1 it keeps to likelier actions."""
+
+
+class Categorical(Policy):
+    """Independent choices: (B, cells) int64, each among A.
+
+    Args:
+        logits: (B, cells, A); they need no normalisation, and may be -inf where it never acts.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        base = distributions.Categorical(logits=logits, validate_args=False)
+        self.distribution = Independent(base, 1, validate_args=False)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Log-probabilities (B, cells, A)."""
+        logits: Tensor = self.distribution.base_dist.logits
+        return logits
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities (B, cells, A)."""
+        probs: Tensor = self.distribution.base_dist.probs
+        return probs
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """(B, cells) at uniform noise (B, cells)."""
+        # Inverse of the cumulative distribution: one uniform number a choice, so that the same noise gives nearby
+        # policies the same action.
+        cumulative = self.probs.cumsum(-1)
+        below = cumulative <= noise.unsqueeze(-1) * cumulative[..., -1:]
+        return below.sum(-1).clamp(max=cumulative.shape[-1] - 1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.distribution.log_prob(action)
+
+    def kl(self, other: Policy) -> Tensor:
+        assert isinstance(other, Categorical)
+        return kl_divergence(self.distribution, other.distribution)
+
+    def tempered(self, temperature: float) -> Categorical:
+        return Categorical(self.log_probs / temperature)
+
+
+class Gaussian(Policy):
+    """Independent normals. Actions are reparameterised: a gradient passes through them.
+
+    Args:
+        mean: (B, ...).
+        std: likewise, above 0.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.distribution = Independent(Normal(mean, std, validate_args=False), mean.ndim - 1, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, ...)."""
+        return self.distribution.mean
+
+    @property
+    def std(self) -> Tensor:
+        """(B, ...)."""
+        return self.distribution.stddev
+
+    center, scale = mean, std
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Actions at standard normal noise; numbers beyond the width of an action, meant for a mixture, are not read."""
+        return self.mean + self.std * noise[..., : self.mean.shape[-1]]
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.distribution.log_prob(action)
+
+    def kl(self, other: Policy) -> Tensor:
+        if isinstance(other, Mixture):
+            return _kl_to_mixture(self, other)
+        assert isinstance(other, Gaussian)
+        return kl_divergence(self.distribution, other.distribution)
+
+    def tempered(self, temperature: float) -> Gaussian:
+        return Gaussian(self.mean, self.std * temperature**0.5)
+
+
+class Mixture(Policy):
+    """At every position one of M Gaussians, z = center + scale * (mean_c + std_c * noise). (Equation 27)
+
+    Args:
+        center: (B, P, k), where the mixture is placed.
+        scale: (B, P, k), and how wide.
+        logits: (B, P, M), weights of the modes; they need no normalisation.
+        mode_mean: (M, k), of the modes as placed by ``center`` and ``scale``.
+        mode_std: (M, k), likewise.
+    """
+
+    def __init__(self, center: Tensor, scale: Tensor, logits: Tensor, mode_mean: Tensor, mode_std: Tensor) -> None:
+        self.center, self.scale = center, scale
+        self.log_weight = logits.log_softmax(-1)
+        self.mode_mean, self.mode_std = mode_mean, mode_std
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The action (B, P, k) at standard normal noise (B, P, k + 1), whose last number chooses the mode."""
+        cumulative = self.log_weight.exp().cumsum(-1)
+        chance = torch.special.ndtr(noise[..., -1:]) * cumulative[..., -1:]
+        mode = (cumulative <= chance).sum(-1).clamp(max=len(self.mode_mean) - 1)
+        return self.center + self.scale * (self.mode_mean[mode] + self.mode_std[mode] * noise[..., :-1])
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        placed = ((action - self.center) / self.scale).unsqueeze(-2)  # (B, P, 1, k)
+        each = Normal(self.mode_mean, self.mode_std, validate_args=False).log_prob(placed).sum(-1)
+        return (torch.logsumexp(self.log_weight + each, -1) - self.scale.log().sum(-1)).sum(-1)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError(
+            "a mixture has no divergence in closed form; it is the S-agent's policy, not the GC-agent's"
+        )
+
+    def tempered(self, temperature: float) -> Mixture:
+        """Weights to the power 1 / temperature, and every mode's variance times the temperature."""
+        return Mixture(
+            self.center, self.scale, self.log_weight / temperature, self.mode_mean, self.mode_std * temperature**0.5
+        )
+
+
+def _kl_to_mixture(q: Gaussian, p: Mixture) -> Tensor:
+    """Divergence from a Gaussian q of choosing a mode, then acting in it: -log sum_c w_c exp(-KL(q || p_c)), (B,) nats.
+
+    The GC-agent chooses the mode with the probability that makes the sum of both divergences least, which is what
+    remains. No less than the divergence of the actions alone (Hershey and Olsen 2007, section 7). (Equation 27)
+    """
+    mean = ((q.mean - p.center) / p.scale).unsqueeze(-2)  # (B, P, 1, k)
+    variance = (q.distribution.variance / p.scale.square()).unsqueeze(-2)
+    inverse = p.mode_std.square().reciprocal()
+    square = ((mean - p.mode_mean).square() + variance) * inverse
+    constant = p.mode_std.log().sum(-1) - 0.5 * mean.shape[-1]
+    each = 0.5 * square.sum(-1) + constant - 0.5 * variance.log().sum(-1)
+    return -torch.logsumexp(p.log_weight - each, -1).sum(-1)

@@ -1,0 +1,103 @@
+"""What a run asks of the machine: processes and precision through Accelerate, signals, the generators of dropout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import is_tensorboard_available
+from torch import nn
+
+from goalgen.config import Config
+from goalgen.errors import GoalgenError
+from goalgen.training.log import JSONLTracker
+
+BF16_WEIGHTS = 1_000_000
+"""Weights from which bfloat16 is faster on a CPU that has instructions for it: in smaller networks its conversions cost
+more than the products save."""
+
+
+def make_accelerator(config: Config, precision: str) -> Accelerator:
+    """Accelerate's view of the machine, with the run's trackers.
+
+    Raises:
+        GoalgenError: the machine cannot do what is asked, or processes were started that do not see each other.
+    """
+    tracker: list[Any] = [JSONLTracker(config.out / "log.jsonl")]
+    if config.training.tensorboard:
+        if not is_tensorboard_available():  # Accelerate would leave the tracker out and say nothing
+            raise GoalgenError('--tensorboard needs the package tensorboard: pip install "goalgen[tensorboard]"')
+        tracker.append("tensorboard")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # an earlier run of this Python process had another precision
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=tracker,
+            project_dir=config.out,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+        )
+    except (ValueError, ImportError) as error:
+        raise GoalgenError(f"the training setup does not fit this machine: {error}") from None
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched > accelerator.num_processes:  # each would take itself for the only one, and all write one folder
+        raise GoalgenError(
+            f"{launched} processes were started and do not see each other; without GPUs start them with "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} -m goalgen train ..."
+        )
+    return accelerator
+
+
+def choose_precision(setting: str, model: nn.Module) -> str:
+    """What "auto" means here: "bf16" or "no"."""
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    large = sum(p.numel() for p in model.parameters()) >= BF16_WEIGHTS
+    return "bf16" if cpu_has_bfloat16() and large else "no"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself."""
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check is not None and check())
+
+
+def seed_dropout(seed: int) -> None:
+    """Seed the global generators that dropout draws from. (torch.manual_seed does more, at a millisecond a call.)"""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
+
+
+class StopSignal:
+    """Remembers SIGINT and SIGTERM until the step in hand is done; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = True
+
+    @contextmanager
+    def listening(self) -> Iterator[StopSignal]:
+        """Catch the signals inside the block; elsewhere than in the main thread nothing is changed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
