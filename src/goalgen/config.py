@@ -78,9 +78,9 @@ class TrainingConfig:
     """Episodes of every goal in a batch (the batch holds BATCH_SIZE / EPISODES_PER_GOAL goals); unset: 4 for the value
     agent, which learns from what differs between them, 1 for the others."""
     learning_rate: float = 3e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; parameters of a GC-agent that learn faster or slower do so in proportion to it."""
     weight_decay: float = 0.01
-    """AdamW weight decay, on matrices only."""
+    """AdamW weight decay, on the weights of linear and convolutional layers only."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises to its peak."""
     decay: Literal["linear", "cosine", "none"] = "linear"
@@ -168,3 +168,5 @@ class Measurement:
     """Of the samples; below 1 keeps to likelier actions."""
     steps: int | None = None
     """Actions of a sample, where the model can skip steps (fixed bridge)."""
+    draw_pixels: bool = False
+    """Draw the pixels of a sample from the likelihood, rather than round its last canvas."""

@@ -16,8 +16,9 @@ from goalgen.family import check_least
 from goalgen.metrics import make_features, sample_quality
 from goalgen.model import Given, Model
 from goalgen.rng import generator
+from goalgen.sampling import Sampled
 from goalgen.size import count_operations, count_parameters
-from goalgen.training.batches import pairing_names
+from goalgen.training.batches import conditional_on, pairing_names
 
 MEANING = {
     "bits_per_dim": "bound on the negative log-likelihood of test images, bits per dimension (lower is better)",
@@ -34,6 +35,9 @@ MEANING = {
     "nearest_train_distance": "root mean square distance to the nearest training image; far below its reference: copies",
 }
 """What each number means, in the order of the table."""
+
+OF_MODEL = ("bits_per_dim", "nll_bound_nats", "reconstruction_nats", "kl_nats", "iw_bound_nats")
+"""Numbers of the model itself, whatever the sampler; the others are of samples."""
 
 REFERENCE = {"nearest_train_distance": "nearest_train_reference"}
 
@@ -70,18 +74,21 @@ def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
     check_fit(model, data)
     given = given_of(model, data.test, how.start)
     quality, drawn = measure_samples(model, data, how, given)
+    episodes = model.rollout(data.test.images[:REPORT_IMAGES], how.seed, **rows_of(given, REPORT_IMAGES))
     return {
         **measure_bound(model, data.test.images, how, given),
+        "conditional_on": conditional_on(model.family, model.start(how.start), given["names"] is not None),
+        "kl_is_upper_bound": any(decision.policy.kl_is_upper_bound for decision in episodes.decisions),
         **quality,
+        "sampler": drawn.last.sampler,
+        "pixels": drawn.last.pixels,
         "num_test": len(data.test),
-        **model.family.report(
-            model.rollout(data.test.images[:REPORT_IMAGES], how.seed, **rows_of(given, REPORT_IMAGES))
-        ),
+        **model.family.report(episodes),
         "parameters": count_parameters(model.family),
         "operations": count_operations(model.family),
-        "network_evaluations": drawn.network_evaluations,
+        "network_evaluations": drawn.last.network_evaluations,
         "temperature": how.temperature,
-        "start": drawn.start_name,
+        "start": drawn.last.start,
         "weights": model.weights,
         "step": model.facts.get("step"),
         "data": data.name,
@@ -169,22 +176,24 @@ class SampleStream:
     test: ImageSet
     how: Measurement
     given: Given
-    network_evaluations: int = 0
-    start_name: str = ""
+
+    def __post_init__(self) -> None:
+        self.last: Sampled
+        """what was drawn last"""
 
     def batches(self, count: int) -> Iterator[Tensor]:
         """``count`` (at most the number of test images) samples in grey levels of the data, (B, C, height, width) uint8."""
         needs_goal = self.model.start(self.how.start).needs_goal
         for first in range(0, count, SAMPLE_BATCH):
             size = min(SAMPLE_BATCH, count - first)
-            sampled = self.model.sample(
+            self.last = self.model.sample(
                 size,
                 self.how.seed,
                 **rows_of(self.given, size, first),
                 goals=self.test.images[first : first + size] if needs_goal else None,
                 temperature=self.how.temperature,
                 steps=self.how.steps,
+                draw_pixels=self.how.draw_pixels,
                 first=first,
             )
-            self.network_evaluations, self.start_name = sampled.network_evaluations, sampled.start
-            yield sampled.levels
+            yield self.last.levels

@@ -22,7 +22,7 @@ from goalgen.environment import Environment
 from goalgen.errors import GoalgenError
 from goalgen.learning import Clock, Learned
 from goalgen.likelihoods import Likelihood
-from goalgen.networks import NetworkSpec
+from goalgen.networks import NetworkSpec, matrices
 from goalgen.rollout import Samples, Trajectory, draw_noise, even_path, rollout
 from goalgen.task import Task
 
@@ -169,12 +169,12 @@ class Family(Agents, ABC):
 
         Args:
             rate: peak learning rate; of each group it is "peak".
-            weight_decay: of matrices.
+            weight_decay: of the weights of linear and convolutional layers.
         """
-        own = self.gc_agent.rates()
+        own, decayed = self.gc_agent.rates(), {id(p) for p in matrices(self)}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in [*self.generative_parameters(), *self.gc_parameters()]:
-            decay = weight_decay if parameter not in own and parameter.ndim > 1 else 0.0
+            decay = weight_decay if parameter not in own and id(parameter) in decayed else 0.0
             groups.setdefault((decay, rate * own.get(parameter, 1.0)), []).append(parameter)
         return [{"params": p, "weight_decay": decay, "peak": peak} for (decay, peak), p in groups.items()]
 

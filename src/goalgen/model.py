@@ -138,6 +138,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         labels: Tensor | Sequence[int] | int | None = None,
         temperature: float = 1.0,
         steps: int | None = None,
+        draw_pixels: bool = False,
         first: int = 0,
     ) -> Sampled:
         """Draw images with the S-agent alone. Image i depends on (seed, first + i) only, however many are drawn.
@@ -152,6 +153,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
                 modulo the number of classes.
             temperature: below 1 keeps to likelier actions; 1 is the model.
             steps: actions to take, where the model can skip steps; unset: all it was trained with.
+            draw_pixels: draw every pixel from p(g | x_H), rather than round the last canvas to its grey levels.
             first: index of the first image.
 
         Raises:
@@ -167,7 +169,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         if isinstance(start, Tensor) and start.ndim == 4 and len(start) not in (1, num):
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
         each = start if isinstance(start, Tensor) and start.ndim == 4 and len(start) == num else None
-        wanted = Wanted(num, seed, first, begin, each, goals, names, classes, temperature, path)
+        wanted = Wanted(num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels)
         return draw_samples(self.family, wanted, trained_start=self.config.model.start)
 
     def _sample_labels(self, labels: Tensor | Sequence[int] | int | None, num: int, first: int) -> Tensor | None:

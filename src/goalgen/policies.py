@@ -16,6 +16,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 class Policy(ABC):
     """A distribution of actions at B states. A policy of your own writes these four methods."""
 
+    kl_is_upper_bound = False
+    """Whether the divergence *from* a policy of another kind to this one is of more than the action, and so an upper bound."""
+
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
         """The actions (B, ...) at this noise, which the action space has drawn. The same noise gives the same action."""
@@ -126,6 +129,8 @@ class Mixture(Policy):
         mode_std: (M, k), likewise.
     """
 
+    kl_is_upper_bound = True
+
     def __init__(self, center: Tensor, scale: Tensor, logits: Tensor, mode_mean: Tensor, mode_std: Tensor) -> None:
         self.center, self.scale = center, scale
         self.log_weight = logits.log_softmax(-1)
@@ -149,10 +154,14 @@ class Mixture(Policy):
         )
 
     def tempered(self, temperature: float) -> Mixture:
-        """Weights to the power 1 / temperature, and every mode's variance times the temperature."""
-        return Mixture(
-            self.center, self.scale, self.log_weight / temperature, self.mode_mean, self.mode_std * temperature**0.5
-        )
+        """p to the power 1 / temperature, mode by mode; that of the sum, as far as modes do not overlap.
+
+        A mode's variance becomes the temperature times as large; and as the integral of (w N(s))^(1/T) is w^(1/T) s^(1 - 1/T)
+        but for a constant, narrow modes gain weight below 1, and wide ones above it.
+        """
+        size = (1 - 1 / temperature) * self.mode_std.log().sum(-1)  # (M,)
+        std = self.mode_std * temperature**0.5
+        return Mixture(self.center, self.scale, self.log_weight / temperature + size, self.mode_mean, std)
 
 
 def _kl_to_mixture(q: Gaussian, p: Mixture) -> Tensor:

@@ -41,6 +41,10 @@ class Sampled:
     """S-agent evaluations for one image"""
     labels: Tensor | None = None
     """(N,) int64, of a model that is conditioned on labels"""
+    sampler: str = "model"
+    """"model", or how the sampler differs from the model of the bound"""
+    pixels: str = "the rounded last canvas"
+    """how the images came from the last states"""
     files: list[dict[str, bytes]] = field(default_factory=list)
     """further files of each image by extension, where the family has some"""
 
@@ -64,6 +68,14 @@ class Wanted:
     temperature: float
     path: Sequence[int]
     """steps to stop at"""
+    draw_pixels: bool = False
+    """draw the pixels from p(g | x_H) rather than round the last canvas"""
+
+    def sampler(self, horizon: int) -> str:
+        """What is another sampler than the model of the bound, which takes all H steps at temperature 1."""
+        parts = [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        parts += [f"{len(self.path) - 1} of {horizon} steps"] if len(self.path) <= horizon else []
+        return ", ".join(parts) or "model"
 
     def task(self, block: int) -> Task:
         """Initial states and labels of a block of images; rows outside the request repeat one inside it."""
@@ -94,13 +106,19 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
         task = wanted.task(block).to(family.device)
         episodes = sample_rollout(family, task, noise, wanted.temperature, wanted.path)
         canvases.append(family.environment.canvases(episodes.states).cpu())
+        if wanted.draw_pixels:
+            generator = rng.generator(wanted.seed, "sample pixels", block)
+            canvases[-1][-1] = family.likelihood.draw(episodes.states[-1], generator).cpu()
         files += family.files(episodes)
     kept = slice(first % BLOCK, first % BLOCK + num)
     frames = from_unit(torch.cat(canvases, 1)[:, kept], family.levels)
     spec = wanted.start.spec
     spec = spec if spec == trained_start else f"{spec} (trained with {trained_start})"
     pictures = to_bytes(frames, family.levels)
-    return Sampled(pictures[-1], pictures, frames[-1], spec, len(frames) - 1, wanted.labels, files[kept])
+    return Sampled(
+        pictures[-1], pictures, frames[-1], spec, len(frames) - 1, wanted.labels, wanted.sampler(family.horizon),
+        "drawn from p(g | x_H)" if wanted.draw_pixels else "the rounded last canvas", files[kept],
+    )  # fmt: skip
 
 
 def write_samples(sampled: Sampled, out: Path, *, grid: bool, trajectory: bool, facts: dict[str, Any]) -> list[Path]:
@@ -120,6 +138,9 @@ def write_samples(sampled: Sampled, out: Path, *, grid: bool, trajectory: bool, 
         written += [out / "trajectories.png", out / "trajectories.gif"]
         save_png(film_strip(sampled.states[:, :8]), written[-2])
         save_gif(sampled.states[:, :64], written[-1])
-    about = {**facts, "start": sampled.start, "network_evaluations": sampled.network_evaluations}
+    about = {
+        **facts, "start": sampled.start, "network_evaluations": sampled.network_evaluations, "sampler": sampled.sampler,
+        "pixels": sampled.pixels,
+    }  # fmt: skip
     write_text(out / "samples.json", json.dumps(about, indent=2) + "\n")
     return written

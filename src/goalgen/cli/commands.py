@@ -33,7 +33,8 @@ def run_train(arguments: Sequence[str]) -> int:
     config = parse_config(rest, None if preset is None else load_preset(preset))
 
     outcome = train(config)
-    best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim"
+    given = f" given {' and '.join(outcome.conditional_on)}" if outcome.conditional_on else ""
+    best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim{given}"
     done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
     if PartialState().is_main_process:
         print(
@@ -86,7 +87,7 @@ def run_sample(arguments: Sequence[str]) -> int:
     goals, names = _start_goals(model, options)
     sampled = model.sample(
         options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
-        first=options.first, steps=options.steps, labels=options.label,
+        first=options.first, steps=options.steps, labels=options.label, draw_pixels=options.draw_pixels,
     )  # fmt: skip
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
@@ -110,7 +111,11 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, list[str] | N
     from goalgen.training.batches import pairing_names
 
     start = model.start(options.start)
-    if not start.needs_goal and not (isinstance(start, FolderStart) and options.start_goals is not None):
+    if not start.needs_goal and not isinstance(start, FolderStart) and options.start_goals is not None:
+        raise GoalgenError(
+            f"--start-goals is for a start that is a function of the goal, or a folder; {start.spec!r} reads none: leave it out"
+        )
+    if not start.needs_goal and options.start_goals is None:
         return None, None
 
     source = model.config.data

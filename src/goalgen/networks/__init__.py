@@ -1,7 +1,7 @@
 """Networks of the agents: an image and a step in, features to draw from out. See :mod:`goalgen.networks.base`."""
 
 from goalgen.errors import GoalgenError
-from goalgen.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk, bounded, draw
+from goalgen.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk, bounded, draw, matrices
 from goalgen.networks.mlp import MLPOpening, MLPTop, MLPTrunk
 from goalgen.networks.transformer import TransformerTop, TransformerTrunk
 from goalgen.networks.unet import UNetTop, UNetTrunk
@@ -45,4 +45,16 @@ def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = Tru
     return Torso(spec, trunk, top)
 
 
-__all__ = ["ImageHead", "Middle", "NetworkSpec", "Top", "Torso", "Trunk", "bounded", "draw", "make_torso", "make_trunk"]
+__all__ = [
+    "ImageHead",
+    "Middle",
+    "NetworkSpec",
+    "Top",
+    "Torso",
+    "Trunk",
+    "bounded",
+    "draw",
+    "make_torso",
+    "make_trunk",
+    "matrices",
+]

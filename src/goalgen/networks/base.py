@@ -140,6 +140,8 @@ class ImageHead(nn.Module):
         scale: size of the images when training begins, 0 for none.
     """
 
+    matrices = ("weight",)
+
     def __init__(self, torso: Torso, spec: NetworkSpec, count: int, scale: float) -> None:
         super().__init__()
         self.shape, self.count = spec.shape, count
@@ -150,6 +152,13 @@ class ImageHead(nn.Module):
     def forward(self, torso: Torso, h: Tensor, features: Tensor) -> Tensor:
         """Images (B, count, C, height, width) at steps ``h``, (B,) or (1,)."""
         return full_precision(torso.assemble(draw(features, self.weight), self.shape)) + self.bias[h]
+
+
+def matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear and convolutional layers, those of :class:`ImageHead` and its like included (``matrices``)."""
+    layers = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+    found = [layer.get_parameter("weight") for layer in layers]
+    return found + [part.get_parameter(name) for part in module.modules() for name in getattr(part, "matrices", ())]
 
 
 class Conditioning(nn.Module):

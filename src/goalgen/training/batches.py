@@ -39,6 +39,16 @@ def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
     return None
 
 
+def conditional_on(family: Family, start: Start, paired: bool) -> list[str]:
+    """What a bound is given besides a start that knows nothing of the goal: it bounds -log p(image given these).
+
+    Args:
+        paired: whether the start is the goal's partner in a folder.
+    """
+    told = ["label"] if family.num_labels else []
+    return told + ([f"start {start.spec}"] if start.needs_goal or paired else [])
+
+
 def mean_image(images: ImageSet) -> Tensor:
     """Mean of the training images in [-1, 1], (C, height, width)."""
     total = torch.zeros(images.shape, dtype=torch.float64)

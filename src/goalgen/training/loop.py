@@ -27,7 +27,7 @@ from goalgen.settings import complete, save_config
 from goalgen.size import describe_size
 from goalgen.starts import ImageStart, make_start
 from goalgen.storage import write_atomically
-from goalgen.training.batches import Batches, mean_image
+from goalgen.training.batches import Batches, conditional_on, mean_image
 from goalgen.training.checkpoints import Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log
@@ -52,6 +52,8 @@ class Outcome:
     """Lowest held-out bound, bits/dim."""
     interrupted: bool
     """A signal stopped it; the same command goes on."""
+    conditional_on: list[str]
+    """What the bound is given, such as labels."""
 
 
 def train(config: Config) -> Outcome:
@@ -313,8 +315,8 @@ class Trainer:
             if self.main:
                 self._pictures()
         self.accelerator.end_training()
-        progress = self.progress
-        return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted)
+        progress, given = self.progress, conditional_on(self.family, self.start, self.batches.names is not None)
+        return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted, given)
 
 
 def _stream(seed: int, step: int, name: str) -> torch.Generator:

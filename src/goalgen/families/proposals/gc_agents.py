@@ -23,7 +23,7 @@ from goalgen.environment import ChoiceEnvironment, Environment
 from goalgen.errors import GoalgenError
 from goalgen.family import LearningGCAgent, Plan
 from goalgen.learning import middle_canvases, potential_loss, temperature_loss, value_loss
-from goalgen.likelihoods import PixelLikelihood, full_precision
+from goalgen.likelihoods import PixelLikelihood
 from goalgen.policies import Categorical
 from goalgen.rollout import Trajectory
 
@@ -186,17 +186,18 @@ class ValueGCAgent(LookaheadGCAgent):
         """
         if h == self.potential.horizon:
             return phi
-        difference = canvas - goal.unsqueeze(1)
-        precision = torch.exp(-2 * self.potential.log_sigma[h].detach())
-        squares = environment.sum_by_cell(difference.square(), -0.5 * precision * self.weight[h])
-        residual = difference.unsqueeze(2)  # (B, N, 1, C, height, width)
-        if self.cells > 1:
-            residual = residual * environment.cell_mask()  # what one cell's choice can change
-        step = torch.tensor(h, device=canvas.device)
-        x = self.residual(residual.flatten(3)) + (self.goal(goal.flatten(1)) + self.step(step))[:, None, None]
-        x = x + self.inner(F.silu(self.norm(x)))
-        correction = self.output(F.silu(x)).squeeze(-1) + self.offset[h]
-        return phi + squares + full_precision(correction)
+        with torch.autocast(canvas.device.type, enabled=False):  # candidates differ by less than bfloat16 can tell
+            difference = canvas - goal.unsqueeze(1)
+            precision = torch.exp(-2 * self.potential.log_sigma[h].detach())
+            squares = environment.sum_by_cell(difference.square(), -0.5 * precision * self.weight[h])
+            residual = difference.unsqueeze(2)  # (B, N, 1, C, height, width)
+            if self.cells > 1:
+                residual = residual * environment.cell_mask()  # what one cell's choice can change
+            step = torch.tensor(h, device=canvas.device)
+            x = self.residual(residual.flatten(3)) + (self.goal(goal.flatten(1)) + self.step(step))[:, None, None]
+            x = x + self.inner(F.silu(self.norm(x)))
+            correction = self.output(F.silu(x)).squeeze(-1) + self.offset[h]
+            return phi + squares + correction
 
     def logits(self, seen: Seen, goal: Tensor, decision: Decision) -> Tensor:
         canvases, phi = self.potentials(seen, goal, decision)

@@ -32,6 +32,8 @@ class ProposalsSAgent(SAgent):
         spread: standard deviation of the proposals when training begins.
     """
 
+    matrices = ("weight", "logit_weight")
+
     def __init__(
         self,
         torso: Torso,
