@@ -28,7 +28,7 @@ test-all: install
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 benchmark: install
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/bench.py suite
 
 check: install
 	$(BIN)/ruff check .

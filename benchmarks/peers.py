@@ -20,12 +20,13 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from goalgen import rng
-from goalgen.agents.networks import ImageHead, Middle, NetworkSpec, make_torso, make_trunk
+from goalgen.bound import bits_per_dim
 from goalgen.config import TrainingConfig
-from goalgen.data import BatchOrder, ImageSet, to_unit
-from goalgen.likelihoods import Likelihood
+from goalgen.data import BatchOrder, ImageSet, from_unit, to_unit
+from goalgen.likelihoods import PixelLikelihood
+from goalgen.networks import ImageHead, Middle, NetworkSpec, make_torso, make_trunk
 from goalgen.training.ema import EMA
-from goalgen.training.loop import BF16_WEIGHTS, cpu_has_bfloat16, seed_dropout
+from goalgen.training.machine import choose_precision, seed_dropout
 from goalgen.training.optimiser import rate
 
 TRAIN_STEPS = 1000
@@ -78,6 +79,10 @@ class Peer(nn.Module):
 
     samplers: tuple[str, ...]
 
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.shape = spec.shape
+
     @abstractmethod
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
         """Mean loss of goals (B, C, height, width) in [-1, 1]."""
@@ -91,7 +96,7 @@ class Diffusion(Peer):
     """DDPM (Ho et al. 2020), sampled as such or by DDIM (Song et al. 2021)."""
 
     def __init__(self, spec: NetworkSpec, prediction: str = "epsilon") -> None:
-        super().__init__()
+        super().__init__(spec)
         self.samplers = ("DDPM", "DDIM") if prediction == "epsilon" else ("DDPM (x0)", "DDIM (x0)")
         self.network = Denoiser(spec)
         self.settings = {"num_train_timesteps": TRAIN_STEPS, "prediction_type": prediction}
@@ -122,7 +127,7 @@ class FlowMatching(Peer):
     samplers = ("OT-CFM Euler", "OT-CFM Heun")
 
     def __init__(self, spec: NetworkSpec) -> None:
-        super().__init__()
+        super().__init__(spec)
         from torchcfm.conditional_flow_matching import ExactOptimalTransportConditionalFlowMatcher
 
         self.network = Denoiser(spec)
@@ -156,21 +161,19 @@ class VAE(Peer):
     samplers = ("VAE",)
 
     def __init__(self, spec: NetworkSpec, levels: int, latent: int = 32, warmup: int = 500) -> None:
-        super().__init__()
+        super().__init__(spec)
         self.encoder = make_trunk(spec, spec.shape[0], spec.depth if spec.kind == "unet" else spec.depth // 2)
         self.decoder = make_torso(spec)
+        width, positions = self.decoder.trunk.width, self.decoder.trunk.positions
         self.whole = spec.kind != "unet"  # only a U-Net's top needs the maps of a trunk
         if self.whole:
-            width, positions = self.decoder.trunk.width, self.decoder.trunk.positions
             self.decoder.trunk = nn.Identity()
-        else:
-            width, positions = self.decoder.trunk.width, self.decoder.trunk.positions
         self.posterior = nn.Linear(self.encoder.width, 2 * latent)
         self.enter = nn.Linear(latent, width * positions)
         self.place = (positions, width)
         self.head = ImageHead(self.decoder, spec, 1, 0.5)
-        self.likelihood = Likelihood(spec.shape, levels)
-        self.latent, self.warmup, self.shape = latent, warmup, spec.shape
+        self.likelihood = PixelLikelihood(spec.shape, levels)
+        self.latent, self.warmup = latent, warmup
 
     def decode(self, z: Tensor) -> Tensor:
         zero = torch.zeros(1, dtype=torch.int64, device=z.device)
@@ -211,13 +214,11 @@ METHODS = ("diffusion", "diffusion (x0)", "flow matching", "VAE")
 
 def make_peer(method: str, spec: NetworkSpec, levels: int) -> Peer:
     """The peer called ``method``, its weights a function of torch's global seed."""
-    if method == "diffusion":
-        return Diffusion(spec)  # its network predicts the noise
-    if method == "diffusion (x0)":
-        return Diffusion(spec, "sample")  # ... or the image
+    if method == "VAE":
+        return VAE(spec, levels)
     if method == "flow matching":
         return FlowMatching(spec)
-    return VAE(spec, levels)
+    return Diffusion(spec, {"diffusion": "epsilon", "diffusion (x0)": "sample"}[method])  # what its network predicts
 
 
 @dataclass
@@ -233,10 +234,7 @@ class Fitted:
 def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device: str = "cpu") -> Fitted:
     """Train for ``settings.max_seconds``, in the way and in the precision of :mod:`goalgen.training.loop`."""
     peer.to(device).train()
-    half = settings.precision == "bf16"
-    if settings.precision == "auto":
-        able = torch.cuda.is_bf16_supported() if device == "cuda" else cpu_has_bfloat16()
-        half = able and sum(p.numel() for p in peer.parameters()) >= BF16_WEIGHTS
+    half = choose_precision(settings.precision, peer) == "bf16"
     decayed = [p for p in peer.parameters() if p.ndim > 1]
     plain = [p for p in peer.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -262,3 +260,29 @@ def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device
         step += 1
         ema.update(peer, step)  # type: ignore[arg-type]
     return Fitted(ema.module, step, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def draw(
+    count: int, peer: Any, sampler: str, evaluations: int, data: ImageSet, temperature: float = 1.0
+) -> Tensor | None:
+    """``count`` images in grey levels of the data, or None where the sampler has no such number of evaluations."""
+    generator, drawn = rng.generator(0, "peer samples"), []
+    more = {} if temperature == 1.0 else {"temperature": temperature}  # only a VAE has one
+    for first in range(0, count, 256):
+        noise = torch.randn(min(256, count - first), *data.shape, generator=generator)
+        images = peer.draw(sampler, evaluations, noise, generator, **more)
+        if images is None:
+            return None
+        drawn.append(from_unit(images, data.levels))
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def vae_bound(peer: Any, test: ImageSet) -> float:
+    """Bits/dim of test images."""
+    generator, totals = rng.generator(0, "elbo"), []
+    for images in test.images.split(250):
+        noise = torch.randn(len(images), peer.latent, generator=generator)
+        totals.append(sum(peer.terms(to_unit(images, test.levels), noise)))
+    return float(bits_per_dim(torch.cat(totals).mean(), test.shape))

@@ -1,220 +1,308 @@
-"""Write docs/benchmarks.md, and the table in README.md, from the files in results/.
-
-python benchmarks/report.py           # write
-python benchmarks/report.py --check   # fail if a page is not what the results say
-"""
+"""Result files, and the pages written from them: docs/benchmarks.md (its text is in page.md) and the table in README.md."""
 
 from __future__ import annotations
 
-import argparse
+import importlib.metadata
+import json
+import os
+import platform
 import re
 import statistics
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from common import read
-from report_peers import compare, draw_comparison, likelihood, speed, time_spent, zoo
-from report_steps import NAMES, cost, curve, draw_curves, large, table
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS = Path(os.environ.get("GOALGEN_RESULTS", HERE / "results"))
+"""Another folder keeps apart what is only tried out; runs, pictures and models are then written there too."""
 
-ROOT = Path(__file__).parent.parent
-TERMS = [
-    ("bits_per_dim", "bound, bits/dim", 3), ("nll_bound_nats", "bound, nats", 2),
-    ("reconstruction_nats", "reconstruction, nats", 2), ("kl_nats", "KL, nats", 2),
-]  # fmt: skip
-QUALITY = [
-    ("frechet_distance", "frechet_reference", "Frechet distance"),
-    ("kernel_distance", "kernel_reference", "kernel distance"),
-    ("precision", "precision_reference", "precision"), ("recall", "recall_reference", "recall"),
-    ("density", "density_reference", "density"), ("coverage", "coverage_reference", "coverage"),
-    ("nearest_train_distance", "nearest_train_reference", "nearest training image (RMS)"),
-]  # fmt: skip
+APART = "GOALGEN_RESULTS" in os.environ
+PICTURES = RESULTS / "pictures" if APART else ROOT / "docs" / "pictures"
+
+Rows = list[dict[str, Any]]
+
+NAMES = {
+    "digits": "Digits (8x8, 17 grey levels)", "mnist": "MNIST (28x28, 256 grey levels)",
+    "fashion_mnist": "Fashion-MNIST (28x28, 256 grey levels)",
+}  # fmt: skip
+PUBLISHED = {
+    "mnist": "Published, binarised MNIST, nats: BFN 95.21 at 10 steps, 84.4 at 25, 81.06 at 50, 79.46 at 100; full length: "
+    "CR-NVAE 76.93, BFN 77.87, NVAE 78.01, IAF-VAE 79.10.",
+    "mnist_cuda": "Published: as above.",
+    "cifar10_cuda": "Published, CIFAR-10, bits/dim: VDM trained at 10 steps 4.31, at 100 2.84; full length: NFDM 2.48, "
+    "MuLAN 2.55, VDM 2.65, VDVAE 2.87, NVAE 2.91.",
+}
+LIKELIHOODS = {
+    "mnist": "Binarised MNIST on a laptop",
+    "mnist_cuda": "Binarised MNIST on a GPU",
+    "cifar10_cuda": "CIFAR-10 on a GPU",
+}
+TARGETS = {
+    "mnist": ("Binarised MNIST", "nll_bound_nats", "nats", 82.0, "BFN 95.2 at 10 steps; a full-length NVAE 78.0"),
+    "cifar10": ("CIFAR-10", "bits_per_dim", "bits/dim", 3.6, "VDM trained at 10 steps, 4.31"),
+}
+
+# files --------------------------------------------------------------------------------------------------------------
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean and sample standard deviation."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Versions and hardware, for the head of a result file."""
+    names = ("goalgen", "torch", "numpy", "accelerate", *packages)
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "python": platform.python_version(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
 
 
-def head_of(results: dict[str, Any]) -> str:
-    about = results["machine"]
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    return f"Machine: {about['processor']}, Python {about['python']}, {versions}."
+def read(name: str) -> dict[str, Any]:
+    """A result file, or an empty one."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+
+
+def write(name: str, values: dict[str, Any]) -> None:
+    """Replace a result file, all at once."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    temporary = RESULTS / f".{name}.tmp"
+    temporary.write_text(json.dumps(values, indent=1) + "\n")
+    temporary.replace(RESULTS / f"{name}.json")
+
+
+# parts of a page ----------------------------------------------------------------------------------------------------
+
+
+def fill(section: str, rows: Iterable[dict[str, Any]] = (), **values: Any) -> str:
+    """A section of page.md with its values; lines of tables are written once for each of ``rows``."""
+    text = (HERE / "page.md").read_text(encoding="utf-8")
+    template = text.partition(f"=== {section}\n")[2].partition("\n===")[0]
+    return "\n".join(
+        "\n".join(line.format(r=row, **values) for row in rows) if "{r[" in line else line.format(**values)
+        for line in template.split("\n")
+    )
+
+
+def of_data(section: str, parts: dict[str, str], part: Callable[[str, str], str]) -> str:
+    """A section with a part for every data set that has results."""
+    found = [text for data, title in parts.items() if (text := part(data, title))]
+    return "\n".join([fill(section), *found]) if found else ""
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def cell(values: Iterable[float], digits: int = 3) -> str:
+    """Mean and sample standard deviation; nothing of nothing."""
+    values = list(values)
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}" if values else ""
+
+
+def about(results: dict[str, Any], command: str) -> str:
+    """What made the numbers: the machine, versions, and the command."""
+    made = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    seconds = f" --seconds {results['seconds']:.0f}" if "seconds" in results else ""
+    return f"Machine: {made['processor']}, Python {made['python']}, {versions}. Command: `benchmarks/bench.py run {command}{seconds}`."
+
+
+def of(rows: Rows, family: str, horizon: int, key: str) -> list[float]:
+    """One number of all seeds."""
+    return [row[key] for row in rows if row["family"] == family and row["horizon"] == horizon]
+
+
+def by_horizon(rows: Rows, key: str, digits: int) -> str:
+    """A family a row, a number of steps a column."""
+    horizons = sorted({row["horizon"] for row in rows})
+    families = dict.fromkeys(row["family"] for row in rows)
+    body = [[family, *(cell(of(rows, family, h, key), digits) for h in horizons)] for family in families]
+    return table(["", *(f"H = {h}" for h in horizons)], body)
+
+
+def seeds(rows: Rows) -> str:
+    count = len({row["seed"] for row in rows})
+    return f"{count} seeds (mean ± standard deviation)" if count > 1 else "one seed"
+
+
+# sections -----------------------------------------------------------------------------------------------------------
 
 
 def demo() -> str:
     results = read("demo")
-    rows = results["rows"]
-    if not rows:
-        return ""
-    body = [
-        [str(r["seed"]), f"{r['bits_per_dim']:.3f}", f"{r['iw_bound_nats']:.2f}", f"{r['nll_bound_nats']:.2f}",
-         f"{r['frechet_distance']:.2f}", f"{r['frechet_reference']:.2f}",
-         f"{r['frechet_distance'] / r['frechet_reference']:.2f}", f"{r['precision']:.2f}", f"{r['recall']:.2f}",
-         f"{r['nearest_train_distance']:.3f} ({r['nearest_train_reference']:.3f})", str(r["steps"])]
-        for r in rows
-    ]  # fmt: skip
-    head = [
-        "seed", "bits/dim", f"nats, K={rows[0]['iw_k']}", "nats, bound", "Frechet", "its reference", "ratio", "precision",
-        "recall", "nearest training image (test images)", "steps",
-    ]  # fmt: skip
-    return f"""## The demo: digits in two minutes
-
-`goalgen demo --seed SEED`, {rows[0]["threads"]} threads, {rows[0]["seconds"]:.0f} s of training; {rows[0]["num_test"]}
-held-out digits, {rows[0]["num_samples"]} samples, features: {rows[0]["features"]}. Target: at most 1.88 bits/dim and a
-Frechet distance at most twice its reference.
-
-{table(head, body)}
-
-![samples](pictures/digits-grid.png)
-
-{head_of(results)} Script: `benchmarks/demo.py`.
-"""
+    rows = [{**r, "ratio": r["frechet_distance"] / r["frechet_reference"]} for r in results["rows"]]
+    return fill("demo", rows, first=rows[0], about=about(results, "demo")) if rows else ""
 
 
 def fashion() -> str:
     results = read("fashion")
     if not results["rows"]:
         return ""
-    row = results["rows"][0]
-    terms = [[label, f"{row[key]:.{digits}f}", ""] for key, label, digits in TERMS]
-    terms.append([f"tighter bound, K={row['iw_k']}, first {row['iw_images']} test images, nats",
-                  f"{row['iw_bound_nats']:.2f}", f"bound on the same images {row['nll_bound_nats_on_iw_images']:.2f}"])  # fmt: skip
-    quality = [[label, f"{row[key]:.3f}", f"{row[reference]:.3f}"] for key, reference, label in QUALITY]
-    steps = " ".join(f"{v:.2f}" for v in row["kl_per_step_nats"])
-    return f"""## Fashion-MNIST: twenty minutes on two cores
-
-    {row["command"]}
-
-{row["steps"]} steps in {row["seconds"]:.0f} s; {row["num_test"]} test images, {row["num_samples"]} samples,
-{row["network_evaluations"]} network evaluations an image, features: {row["features"]}.
-
-{table(["", "model", "test images"], terms + quality)}
-
-KL by step, nats: {steps}
-
-![samples](pictures/fashion-samples.png)
-
-![trajectories](pictures/fashion-trajectories.png)
-
-{head_of(results)} Script: `benchmarks/fashion.py`.
-"""
+    first = results["rows"][0]
+    steps = " ".join(f"{v:.2f}" for v in first["kl_per_step_nats"])
+    return fill("fashion", first=first, steps=steps, about=about(results, "fashion"))
 
 
-def gc_agents() -> str:
-    parts = []
-    for data, title in NAMES.items():
-        results = read(f"gc_agents_{data}")
-        rows = results["rows"]
-        if not rows:
-            continue
-        body = []
-        for agent in ("greedy", "posterior", "value"):
-            mine = [r for r in rows if r["gc_agent"] == agent]
-            if mine:
-                keys = [
-                    ("bits_per_dim", 3),
-                    ("iw_bound_nats", 2),
-                    ("kl_nats", 2),
-                    ("frechet_distance", 2),
-                    ("recall", 3),
-                ]
-                values = [spread([r[key] for r in mine], digits) for key, digits in keys]
-                body.append([agent, *values, spread([r["steps"] for r in mine], 0), str(len(mine))])
-        reference = rows[0]
-        head = [
-            "GC-agent", "bits/dim", f"nats, K={reference['iw_k']}", "KL, nats", "Frechet distance", "recall", "steps", "seeds",
-        ]  # fmt: skip
-        parts.append(f"""### {title}
-
-{results["seconds"]:.0f} s each on one thread, two runs at a time; {reference["num_test"]} test images,
-{reference["num_samples"]} samples; Frechet reference {reference["frechet_reference"]:.2f}, recall reference
-{reference["recall_reference"]:.3f}; features: {reference["features"]}. Mean ± standard deviation over seeds.
-
-{table(head, body)}
-
-{head_of(results)} Script: `benchmarks/gc_agents.py {data} --seconds {results["seconds"]:.0f}`.
-""")
-    intro = """## Greedy, posterior, value: the same seconds of training
-
-A batch of the value agent holds four episodes of each goal, and its network is asked at every candidate: in the same time it
-takes fewer steps than the others.
-"""
-    return intro + "\n" + "\n".join(parts) if parts else ""
+def zoo() -> str:
+    results = read("zoo")
+    rows = [{**r, "megabytes": r["bytes"] / 1e6} for r in results["rows"]]
+    return fill("zoo", rows, about=about(results, "zoo")) if rows else ""
 
 
-def value_gap() -> str:
-    parts = []
-    for data, title in NAMES.items():
-        results = read(f"value_gap_{data}")
-        rows = results["rows"]
-        if not rows:
-            continue
-        body = [
-            [r["run"], f"{r['posterior_nats']:.3f}", f"{r['value_nats']:.3f}",
-             f"{r['gain_nats']:.3f} ± {r['gain_standard_error']:.3f}", f"{r['posterior_iw_nats']:.3f}",
-             f"{r['value_iw_nats']:.3f}",
-             f"{100 * r['gain_nats'] / (r['posterior_nats'] - min(r['posterior_iw_nats'], r['value_iw_nats'])):.0f}%",
-             str(r["images"])]
-            for r in rows
-        ]  # fmt: skip
-        k = rows[0]["k"]
-        head = [
-            "S-agent of run", "posterior", "value", "gain (paired, ± standard error)", f"posterior, K={k}", f"value, K={k}",
-            "share of the known gap", "test images",
-        ]  # fmt: skip
-        parts.append(f"""### {title}
-
-{table(head, body)}
-
-{results["seconds"]:.0f} s of learning for either side, {results["episodes"]} episodes an image. {head_of(results)} Script:
-`benchmarks/value_gap.py --name {data}`.
-""")
-    if not parts:
+def likelihood(name: str, title: str) -> str:
+    results = read(f"likelihood_{name}")
+    rows: Rows = results["rows"]
+    if not rows:
         return ""
-    intro = """## What reinforcement learning adds at a fixed S-agent
+    data, _, device = name.partition("_")
+    unit, key, digits = ("bits/dim", "bits_per_dim", 3) if data == "cifar10" else ("nats an image", "nll_bound_nats", 2)
+    return fill(
+        "likelihood of data", title=title, unit=unit, first=rows[0], seconds=results["seconds"],
+        bounds=by_horizon(rows, key, digits), published=PUBLISHED[name],
+        about=about(results, f"likelihood --data {data}{f' --device {device}' if device else ''}"),
+    )  # fmt: skip
 
-The S-agent, likelihood and potentials of a trained run are held fixed. The posterior agent's temperatures, and the value
-agent's V, are then learned for the same time on the training images, and both bounds are measured on the same test
-images (nats an image, lower is tighter). The importance-weighted bounds show how much of either gap is known to exist.
-"""
-    return intro + "\n" + "\n".join(parts)
+
+def device_of(name: str, results: dict[str, Any]) -> str:
+    return "GPU" if name.endswith("cuda") else f"CPU, {results['threads']} threads"
 
 
-def page() -> str:
+def speed(name: str, _: str) -> str:
+    results = read(f"speed_{name}")
+    rounds: dict[tuple[str, str, str], Rows] = {}
+    for row in results["rows"]:
+        rounds.setdefault((row["precision"], row.get("before") or "", row["contender"]), []).append(row)
+    if not rounds:
+        return ""
+    rows = []
+    for (precision, before, contender), found in sorted(rounds.items()):
+        rates = [r["images_per_second"] for r in found]
+        middle = {
+            k: statistics.median(r[k] for r in found) for k in ("images_per_second", "peak_mib", "seconds_per_image")
+        }
+        rows.append({
+            **found[0], **middle, "who": f"{contender} at {before}" if before else contender,
+            "word": "bfloat16" if precision == "bf16" else "float32", "drawn": 1 / middle["seconds_per_image"],
+            "spread": found[0].get("spread", (max(rates) - min(rates)) / 2),  # earlier files hold medians
+        })  # fmt: skip
+    return fill(
+        "speed of data", rows, network=results["network"], batch=results["batch"], device=device_of(name, results),
+        gains=gains(rows), about=about(results, f"speed --network {results['network']}"),
+    )  # fmt: skip
+
+
+def gains(rows: Rows) -> str:
+    """Ratios that the targets speak of."""
+    parts = []
+    rate = {(r["contender"], r["precision"], bool(r.get("before"))): r["images_per_second"] for r in rows}
+    for precision, word in (("no", "float32"), ("bf16", "bfloat16")):
+        peers = {
+            c: v for (c, p, before), v in rate.items() if p == precision and not before and not c.startswith("goalgen")
+        }
+        mine = rate.get(("goalgen fixed bridge", precision, False))
+        if peers and mine:
+            fastest = max(peers, key=lambda c: peers[c])
+            parts.append(f"In {word} the fixed bridge, which evaluates its network once an image as the peers do, trains at "
+                         f"{mine / peers[fastest]:.2f} of the speed of the fastest peer ({fastest}).")  # fmt: skip
+    old = {c: v for (c, _, before), v in rate.items() if before}
+    now = {c: max((v for (d, _, before), v in rate.items() if d == c and not before), default=0.0) for c in old}
+    if old:
+        parts.append("Against the earlier commit, in the faster of the two precisions: " + ", ".join(
+            f"{c.removeprefix('goalgen ')} {now[c] / old[c]:.2f} times" for c in old) + ".")  # fmt: skip
+    return "\n".join(parts)
+
+
+def time_spent(name: str, _: str) -> str:
+    """Where the time goes, and what each saving is worth."""
+    results = read(f"time_{name}")
+    rows: Rows = [{**r, "who": r["contender"].removeprefix("goalgen ")} for r in results["rows"]]
+    if not rows:
+        return ""
+    whole = [row for row in rows if not row["saving"]]
+    kinds = list(dict.fromkeys(kind for row in whole for kind in row["parts_ms"]))
+    parts = [
+        [row["who"], *(f"{row['parts_ms'].get(kind, 0):.1f}" for kind in kinds), f"{row['drawing_ms']:.1f}",
+         f"{row['of_it_policy_ms'] / row['drawing_ms']:.0%}"]
+        for row in whole
+    ]  # fmt: skip
+    savings = [{**row, "ratio": row["without_ms"] / row["with_ms"]} for row in rows if row["saving"]]
+    return fill(
+        "time of data", savings, network=results["network"], batch=results["batch"], device=device_of(name, results),
+        parts=table(["", *kinds, "drawing", "of it in the S-agent"], parts),
+        about=about(results, f"time --network {results['network']} --batch {results['batch']}"),
+    )  # fmt: skip
+
+
+def gc_agents(data: str, title: str) -> str:
+    results = read(f"gc_agents_{data}")
+    if not results["rows"]:
+        return ""
+    digits = {"bits_per_dim": 3, "iw_bound_nats": 2, "kl_nats": 2, "frechet_distance": 2, "recall": 3, "steps": 0}
+    rows = []
+    for agent in dict.fromkeys(row["gc_agent"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["gc_agent"] == agent]
+        numbers = {key: cell((row[key] for row in mine), count) for key, count in digits.items()}
+        rows.append({**numbers, "gc_agent": agent, "seeds": len(mine)})
+    return fill("gc_agents of data", rows, title=title, first=results["rows"][0], seconds=results["seconds"],
+                about=about(results, f"gc_agents --data {data}"))  # fmt: skip
+
+
+def value_gap(data: str, title: str) -> str:
+    results = read(f"value_gap_{data}")
+    rows = []
+    for r in results["rows"]:
+        known = r["posterior_nats"] - min(r["posterior_iw_nats"], r["value_iw_nats"])
+        rows.append({**r, "share": r["gain_nats"] / known})
+    if not rows:
+        return ""
+    return fill("value_gap of data", rows, title=title, first=rows[0], seconds=results["seconds"],
+                episodes=results["episodes"], about=about(results, f"value_gap --data {data}"))  # fmt: skip
+
+
+def cost(name: str, device: str) -> str:
+    results = read(name)
+    rows: Rows = results["rows"]
+    if not rows:
+        return ""
+    return fill(
+        "cost of data", device=device, width=results["width"], batch=results["batch"], about=about(results, "cost"),
+        milliseconds=by_horizon(rows, "milliseconds_per_image", 2), memory=by_horizon(rows, "kib_per_image", 0),
+    )  # fmt: skip
+
+
+def large() -> str:
+    rows = []
+    for data, (title, key, unit, target, published) in TARGETS.items():
+        found: Rows = read(f"large_{data}_cuda")["rows"]
+        measured = f"{found[0][key]:.2f} {unit} in {found[0]['seconds'] / 60:.0f} min" if found else "not run yet"
+        rows.append({"title": title, "target": target, "unit": unit, "measured": measured, "published": published})
+    return fill("large", rows)
+
+
+# pages --------------------------------------------------------------------------------------------------------------
+
+
+def page(compare: str, curve: str) -> str:
+    """docs/benchmarks.md, around the sections of comparison.py."""
+    networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        demo(),
-        compare(),
-        curve(),
-        fashion(),
-        zoo(),
-        likelihood(),
-        speed(),
-        time_spent(),
-        gc_agents(),
-        value_gap(),
-        cost(),
-        large(),
-    ]
-    sections = [s for s in sections if s]
-    intro = """# Benchmarks
-
-Written by `benchmarks/report.py` from the files in `benchmarks/results`; see `benchmarks/README.md` for the scripts.
-Bounds are on held-out images that chose nothing in training. Frechet and the other distances are in the named features,
-never Inception unless it says so, and every one stands beside the same number for held-out images.
-"""
-    return "\n".join([intro, *sections])
+        fill("page"), demo(), compare, curve, fashion(), zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
+        of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
+        of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
+    ]  # fmt: skip
+    return "\n".join(section for section in sections if section)
 
 
 def readme(text: str) -> str:
     """README.md with its table of results replaced."""
     rows = []
-    results = read("demo")["rows"]
+    results: Rows = read("demo")["rows"]
     if results:
-        rows.append(["digits, 120 s (`make demo`)", spread([r["bits_per_dim"] for r in results]),
-                     spread([r["frechet_distance"] for r in results], 2), f"{results[0]['frechet_reference']:.2f}"])  # fmt: skip
+        rows.append(["digits, 120 s (`make demo`)", cell(r["bits_per_dim"] for r in results),
+                     cell((r["frechet_distance"] for r in results), 2), f"{results[0]['frechet_reference']:.2f}"])  # fmt: skip
     for row in read("fashion")["rows"]:
         rows.append([f"Fashion-MNIST, {row['seconds'] / 60:.0f} min", f"{row['bits_per_dim']:.3f}",
                      f"{row['frechet_distance']:.2f}", f"{row['frechet_reference']:.2f}"])  # fmt: skip
@@ -224,24 +312,14 @@ def readme(text: str) -> str:
     return re.sub(r"(<!-- results: .*? -->).*?(<!-- /results -->)", rf"\1{block}\2", text, flags=re.S)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    pages = {
-        ROOT / "docs" / "benchmarks.md": page(),
-        ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8")),
-    }
+def write_pages(compare: str, curve: str, check: bool) -> None:
+    """Write both pages, or leave with a message if one is not what the result files say."""
+    if APART:
+        sys.exit("GOALGEN_RESULTS is set: the pages are written from benchmarks/results alone")
+    pages = {ROOT / "docs" / "benchmarks.md": page(compare, curve)}
+    pages[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"))
     for path, text in pages.items():
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
-            sys.exit(f"{path.relative_to(ROOT)} is not what benchmarks/results say; run python benchmarks/report.py")
+            sys.exit(f"{path.relative_to(ROOT)} is not what the results say; run python benchmarks/bench.py report")
         if not check:
-            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-    if not check:
-        draw_curves()
-        draw_comparison()
-
-
-if __name__ == "__main__":
-    main()

@@ -20,19 +20,16 @@ sys.path.insert(0, str(BENCHMARKS))
 pytest.importorskip("diffusers")
 pytest.importorskip("torchcfm")
 
-import compare  # noqa: E402
-import curve  # noqa: E402
+import contenders  # noqa: E402
 import peers  # noqa: E402
-import run  # noqa: E402
-import where_time_goes  # noqa: E402
+import timing  # noqa: E402
+from contenders import CONTENDERS, SETUPS, Contender  # noqa: E402
 from tiny import tiny_agents, tiny_goals  # noqa: E402
 
 from goalgen import cli  # noqa: E402
-from goalgen.agents import make_agents  # noqa: E402
-from goalgen.agents.networks import NetworkSpec  # noqa: E402
-from goalgen.config import ModelConfig, TrainingConfig  # noqa: E402
+from goalgen.config import TrainingConfig  # noqa: E402
 from goalgen.data import ImageSet, from_unit  # noqa: E402
-from goalgen.size import count_parameters  # noqa: E402
+from goalgen.networks import NetworkSpec  # noqa: E402
 from goalgen.training.ema import EMA  # noqa: E402
 
 SPEC = NetworkSpec("mlp", (1, 4, 4), 1, 24, 2, 12, 0.0, 4)
@@ -125,84 +122,90 @@ def test_every_peer_learns(method):
     assert loss(fitted.peer) < 0.9 * before
 
 
-def test_contenders_have_weights_within_five_percent_on_the_digits():
-    target = compare.SETUPS["digits"]["weights"]
-    for method in peers.METHODS:
-        peer = peers.make_peer(method, compare.spec_of("digits", compare.peer_width("digits", method)), 17)
-        assert abs(sum(p.numel() for p in peer.parameters()) / target - 1) < 0.05
+def amount(contender, data, equal):
+    """Weights, or operations for a training image, at the width that is chosen to make them equal."""
+    setup, width = SETUPS[data], contenders.width_of(contender, data, equal)  # ends the process where there is none
+    settings = contenders.settings_of(contender, setup) if contender.family else {}
+    module = contenders.build(contender, setup, settings, width)
+    return contenders.weights_of(module) if equal == "weights" else contenders.operations_of(module)["train"]
+
+
+@pytest.mark.parametrize("method", peers.METHODS)
+def test_peers_have_weights_and_operations_within_five_percent_on_the_digits(method):
+    contender = CONTENDERS[method]
+    assert abs(amount(contender, "digits", "weights") / 250_000 - 1) < 0.05
+    assert abs(amount(contender, "digits", "operations") / 1_000_000 - 1) < 0.05
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
 @pytest.mark.parametrize("name", ["goalgen latent H=1", "goalgen latent H=8", "goalgen learned bridge H=50"])
 def test_goalgen_s_contenders_have_weights_within_five_percent(data, name):
-    contender, setup = compare.CONTENDERS[name], compare.SETUPS[data]
-    options = compare.options_of(contender, data)
-    width = curve.width_of(data, options, name)  # ends the process where it finds none
-    config = ModelConfig(**options, width=width, head_width=width // 2)
-    agents = make_agents(config, setup["shape"], setup["levels"])
-    assert abs(sum(count_parameters(agents).values()) / setup["weights"] - 1) < 0.05
-    modes = getattr(agents.s_agent, "modes", 1)
+    contender, setup = CONTENDERS[name], SETUPS[data]
+    assert abs(amount(contender, data, "weights") / setup.weights - 1) < 0.05
     several = contender.family == "latent" and (data == "fashion_mnist" or contender.horizon == 1)
-    assert modes == (compare.MODES[data] if several else 1)
+    modes = contenders.settings_of(contender, setup).get("latent_modes", 1)
+    assert modes == (setup.modes if several else 1)
+
+
+@pytest.mark.parametrize("name", ["goalgen latent H=1", "goalgen latent H=4", "goalgen proposals H=2"])
+def test_goalgen_s_contenders_need_operations_within_five_percent(name):
+    assert abs(amount(CONTENDERS[name], "digits", "operations") / (4 * SETUPS["digits"].weights) - 1) < 0.05
 
 
 @pytest.mark.parametrize(
     ("family", "horizon"), [("fixed bridge", 4), ("learned bridge", 4), ("latent", 1), ("latent", 32)]
 )
 def test_families_have_weights_within_five_percent_on_larger_images(family, horizon):
-    width = curve.width_for("fashion_mnist", family, horizon)  # ends the process where it finds none
-    config = ModelConfig(**curve.model_options("fashion_mnist", family, horizon), width=width, head_width=width // 2)
-    agents = make_agents(config, (1, 28, 28), 256)
-    assert abs(sum(count_parameters(agents).values()) / curve.SETUPS["fashion_mnist"]["weights"] - 1) < 0.05
+    contender = Contender(family, horizon, settled_for="bound")
+    assert abs(amount(contender, "fashion_mnist", "weights") / SETUPS["fashion_mnist"].weights - 1) < 0.05
 
 
-def test_a_family_s_command_is_one_that_goalgen_takes():
+def test_where_no_width_fits_the_benchmark_ends():
+    assert contenders.fit_width(lambda width: width * width, 10_000, "squares") == 100
+    with pytest.raises(SystemExit, match="squares"):
+        contenders.fit_width(lambda width: width * width, 101, "squares", multiple=8)
+
+
+def test_a_contender_s_command_is_one_that_goalgen_takes():
     for family, horizon in (("fixed bridge", 4), ("latent", 2)):
-        fields = curve.model_options("fashion_mnist", family, horizon)
+        settings = contenders.settings_of(Contender(family, horizon, settled_for="bound"), SETUPS["fashion_mnist"])
+        assert settings["learning_rate"] == (2e-3 if family == "fixed bridge" else 4e-3)
+        options = contenders.as_options(settings)
+        assert ("--no-share-steps" in options) == (family == "latent")
         with pytest.raises(SystemExit) as end:
-            cli.main(["train", *curve.as_options(fields), "--help"])
+            cli.main(["train", *options, "--help"])
         assert end.value.code == 0
-    assert "--no-share-steps" in curve.as_options(curve.model_options("fashion_mnist", "latent", 2))
-    assert curve.merged(["--a", "1", "--b", "2"], ["--a", "3"]) == ["--a", "3", "--b", "2"]
 
 
 def test_savings_are_switched_on_and_off():
-    """Each changes what its name says: the optimiser's form, how often weights are averaged, the layout of convolutions."""
-    switched = {name: switch for name, (switch, _, _) in where_time_goes.SAVINGS.items()}
-    agents = tiny_agents(network="unet", patch=2)
-    trainer = SimpleNamespace(optimizer=torch.optim.AdamW(agents.parameters(), fused=True), agents=agents)
+    """Each changes what its name says: the optimiser's form, and how often weights are averaged."""
+    family = tiny_agents()
+    trainer = SimpleNamespace(optimizer=torch.optim.AdamW(family.parameters(), fused=True), family=family)
     for on in (False, True):
-        switched["fused AdamW"](trainer, on)
+        timing.SAVINGS["fused AdamW"](trainer, on)
         assert trainer.optimizer.param_groups[0]["fused"] == on
-        switched["channels last"](trainer, on)
-        weight = next(m.weight for m in agents.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.shape[1] > 1)
-        assert weight.is_contiguous(memory_format=torch.channels_last) == on
-        switched["average of some steps"](trainer, on)
-        average = EMA(agents, 0.99)
+        timing.SAVINGS["average of some steps"](trainer, on)
+        average = EMA(family, 0.99)
         before = average.module.s_agent.weight.clone()
         with torch.no_grad():
-            agents.s_agent.weight.add_(1.0)
-        average.update(agents, 2001)
+            family.s_agent.weight.add_(1.0)
+        average.update(family, 2001)
         assert torch.equal(average.module.s_agent.weight, before) == on
 
 
-@pytest.mark.parametrize("saving", ["", "fused AdamW"])
-def test_the_time_of_a_step_is_taken_apart(saving):
-    command = [
-        sys.executable,
-        "where_time_goes.py",
-        "--one",
-        "goalgen latent H=4",
-        "--saving",
-        saving,
-        "--weights",
-        "400000",
-    ]
-    command += ["--batch", "8", "--repeats", "2", "--rounds", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def measured(folder: Path, experiment: str, job: dict, **options) -> dict:
+    """A row, measured in a process of its own as the harness does."""
+    request = json.dumps({"experiment": experiment, "job": job, "options": options})
+    command = [sys.executable, "bench.py", "row", request, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOALGEN_RESULTS": str(folder)}
     done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads((folder / "row.json").read_text())
+
+
+@pytest.mark.parametrize("saving", ["", "fused AdamW"])
+def test_the_time_of_a_step_is_taken_apart(saving, tmp_path):
+    row = measured(tmp_path, "time", {"contender": "goalgen latent H=4", "saving": saving}, weights=400_000, batch=8)
     if saving:
         assert row["without_ms"] > 0
         assert row["with_ms"] > 0
@@ -214,66 +217,25 @@ def test_the_time_of_a_step_is_taken_apart(saving):
         assert 0 < row["of_it_policy_ms"] < row["drawing_ms"]
 
 
-@pytest.mark.parametrize("contender", ["VAE", "goalgen latent H=1"])
-def test_the_harness_trains_and_measures_a_contender(tmp_path, contender):
-    command = [
-        sys.executable,
-        "compare.py",
-        "digits",
-        "--one",
-        contender,
-        "--seconds",
-        "2",
-        "--seeds",
-        "0",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        command, cwd=BENCHMARKS, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    row = json.loads((tmp_path / "row.json").read_text())
+@pytest.mark.parametrize(("contender", "seed"), [("VAE", 0), ("goalgen latent H=1", 100)])
+def test_a_contender_is_trained_and_measured(contender, seed, tmp_path):
+    job, trial = {"contender": contender, "seed": seed}, seed >= 100
+    row = measured(tmp_path, "compare", job, data="digits", seconds=2.0, num_test=2000, trial=trial)
     (numbers,) = row["evaluations"]["1"].values()
     assert numbers["frechet_distance"] > numbers["frechet_reference"] > 0
     assert numbers["sampled_images_per_second"] > 0
+    assert numbers["num_reference"] == (
+        1451 - 270 if trial else 1451
+    )  # a trial is measured on what it does not train on
     assert row["bits_per_dim"] < 8
     assert row["trained_steps"] > 5
     assert abs(row["parameters"] / 250_000 - 1) < 0.05
 
 
 @pytest.mark.parametrize("contender", ["goalgen fixed bridge", "torchcfm", "diffusers + Accelerate"])
-def test_the_speed_of_a_contender_is_measured(contender):
-    command = [
-        sys.executable,
-        "speed.py",
-        "--one",
-        contender,
-        "--seconds",
-        "0.5",
-        "--weights",
-        "400000",
-        "--batch",
-        "8",
-        "--precision",
-        "no",
-    ]
-    done = subprocess.run(
-        command, cwd=BENCHMARKS, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout.strip().splitlines()[-1])
+def test_the_speed_of_a_contender_is_measured(contender, tmp_path):
+    job = {"contender": contender, "precision": "no", "round": 0}
+    row = measured(tmp_path, "speed", job, seconds=0.5, weights=400_000, batch=8)
     assert row["images_per_second"] > 0
     assert abs(row["weights"] / 400_000 - 1) < 0.05
     assert row["peak_mib"] > 0
-
-
-def test_two_runs_of_the_suite_are_compared_by_their_spreads():
-    def rows(values):
-        return [{"contender": "a", "bits_per_dim": v} for v in values]
-
-    before = run.spread_of(rows([1.0, 1.2]))
-    assert run.compare(before, run.spread_of(rows([1.1, 1.25])))[1] == []
-    shared, far = run.compare(before, run.spread_of(rows([3.0, 3.1])))
-    assert shared == 1
-    assert far == ["a: bits_per_dim: 1.100 ± 0.141, now 3.050 ± 0.071"]

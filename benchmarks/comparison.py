@@ -1,0 +1,265 @@
+"""Sections of docs/benchmarks.md, and plots, that set contenders beside each other: goalgen and its peers, and H against H."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from itertools import cycle
+
+from matplotlib.figure import Figure
+from report import NAMES, PICTURES, Rows, about, cell, fill, of, read, seeds, table
+
+EVALUATIONS = ("1", "2", "4", "8", "16", "50")
+METRICS = {
+    "kernel_distance": ("kernel distance", 3), "precision": ("precision", 2), "recall": ("recall", 2), "density": ("density", 2),
+    "coverage": ("coverage", 2), "nearest_train_distance": ("nearest training image", 3),
+}  # fmt: skip
+"""Of the comparison, beside the Frechet distance: words and digits."""
+
+FAMILIES = {"fixed bridge": "#777777", "learned bridge": "#0072B2", "latent": "#D55E00", "proposals": "#E69F00"}
+"""Colours of the curves; in the comparison grey is for the peers."""
+
+COMPARED = {"goalgen latent": "#D55E00", "goalgen proposals": "#E69F00", "goalgen learned bridge": "#56B4E9",
+            "goalgen fixed bridge": "#0072B2"}  # fmt: skip
+
+PARTS = {
+    f"{data}{file}": f"{title}{words}"
+    for file, words in (("", ""), ("_operations", ", equal operations"))
+    for data, title in reversed(NAMES.items())
+}
+"""Result files of the comparison, and their titles."""
+
+# beside the peers -----------------------------------------------------------------------------------------------------
+
+Lines = dict[str, dict[str, Rows]]
+"""Name in the table -> evaluations -> numbers of every seed."""
+
+
+def sampler_name(contender: str, sampler: str, evaluations: str) -> str:
+    """Whose numbers these are. What is not sampled as it was trained, every step at temperature 1, is another sampler."""
+    method, _, temperature = sampler.partition(", temperature ")
+    name = contender if method == "goalgen" else method  # a peer is called as its sampler
+    if temperature:
+        return f"{name}, sampler at temperature {temperature}"
+    steps = re.search(r"H=(\d+)", name)
+    return f"{name}, sampler of fewer steps" if steps and steps[1] != evaluations else name
+
+
+def lines_of(rows: Rows) -> Lines:
+    found: Lines = {}
+    for row in rows:
+        if row["contender"].startswith("goalgen"):
+            found.setdefault(row["contender"], {})  # the model itself comes first
+        for evaluations, samplers in row["evaluations"].items():
+            for sampler, numbers in samplers.items():
+                name = sampler_name(row["contender"], sampler, evaluations)
+                found.setdefault(name, {}).setdefault(evaluations, []).append(numbers)
+    return found
+
+
+def mean(numbers: Rows, key: str = "frechet_distance") -> float:
+    return statistics.mean(n[key] for n in numbers)
+
+
+def best(found: Lines, evaluations: str, ours: bool) -> tuple[float, str] | None:
+    """Mean Frechet distance and name of the best of goalgen's contenders, or of the peers."""
+    mine = {name: values for name, values in found.items() if name.startswith("goalgen") == ours}
+    return min(((mean(v[evaluations]), name) for name, v in mine.items() if evaluations in v), default=None)
+
+
+def ratios(found: Lines) -> dict[str, tuple[float, str]]:
+    """By evaluations: goalgen's best Frechet distance over the best peer's, and both in words."""
+    texts = {}
+    for evaluations in EVALUATIONS:
+        mine, peer = best(found, evaluations, True), best(found, evaluations, False)
+        if mine and peer:
+            ratio = mine[0] / peer[0]
+            words = f"at {evaluations}: {mine[0]:.2f} ({mine[1]}) against {peer[0]:.2f} ({peer[1]}), {ratio:.2f} of it"
+            texts[evaluations] = (ratio, words)
+    return texts
+
+
+def verdict(found: Lines, set_here: bool) -> str:
+    """Where the models are worse than the target, first; then where they are not; then what other samplers reach.
+
+    Args:
+        set_here: whether the target was set for these data.
+    """
+    missed, met = [], []
+    models = {name: values for name, values in found.items() if ", sampler" not in name}
+    for evaluations, (ratio, words) in ratios(models).items():
+        (met if ratio <= (0.5 if int(evaluations) <= 4 else 1.0) else missed).append(words)
+    rule = (
+        "half of the best peer's Frechet distance at 1 to 4 evaluations, and no more than it beyond. These are the models "
+        "themselves, whose bounds are given below: every step they were trained with, at temperature 1."
+    )
+    parts = [f"The target is {rule}" if set_here else f"The target was set for Fashion-MNIST; by the same rule, {rule}"]
+    parts += [f"**Missed** {'; '.join(missed)}."] if missed else []
+    parts += [f"Met {'; '.join(met)}."] if met else []
+    others = [words for _, words in ratios(found).values() if ", sampler" in words]
+    if others:
+        parts.append(
+            f"With other samplers let in, which are not the models of the bounds (and no verdict): {'; '.join(others)}."
+        )
+    return "\n\n".join(parts)
+
+
+def same_quality(found: Lines) -> tuple[float, str]:
+    """What every peer can reach, and how fast each samples at the fewest evaluations at which it reaches that."""
+    peers = [values for name, values in found.items() if not name.startswith("goalgen")]
+    level = max(min(mean(n) for n in values.values()) for values in peers)
+    body = []
+    for name, values in found.items():
+        reached = [e for e in EVALUATIONS if e in values and mean(values[e]) <= level]
+        if reached:
+            fewest = values[reached[0]]
+            speed = f"{mean(fewest, 'sampled_images_per_second'):,.0f}"
+            body.append([name, reached[0], f"{mean(fewest):.2f}", speed])
+    return level, table(["", "evaluations", "Frechet distance", "sampled images/s"], body)
+
+
+def compare(data: str, title: str) -> str:
+    """The comparison on one data set."""
+    results = read(f"compare_{data}")
+    rows: Rows = results["rows"]
+    if not rows:
+        return ""
+    found = lines_of(rows)
+    first = next(iter(next(iter(rows[0]["evaluations"].values())).values()))
+    distances = [
+        [name, *(cell([n["frechet_distance"] for n in values.get(e, [])], 2) for e in EVALUATIONS)]
+        for name, values in found.items()
+    ]
+    references = [
+        f"{first[k.replace('_distance', '') + '_reference']:.{digits}f}" for k, (_, digits) in METRICS.items()
+    ]
+    others = [["held-out images", "", *references]]
+    for name, values in found.items():
+        for e, numbers in values.items():
+            others.append([name, e, *(cell([n[key] for n in numbers], digits) for key, (_, digits) in METRICS.items())])
+    trained = []
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        mine = [row for row in rows if row["contender"] == name]
+        bounds = cell([row["bits_per_dim"] for row in mine if "bits_per_dim" in row])
+        steps = cell([float(row["trained_steps"]) for row in mine], 0)
+        trained.append({"name": name, "bits_per_dim": bounds, "trained_steps": steps})
+    weights = [row["parameters"] for row in rows]
+    level, reached = same_quality(found)
+    return fill(
+        "compare of data", trained, title=title, data=data, verdict=verdict(found, data.startswith("fashion")), first=first,
+        distances=table(["", *EVALUATIONS], distances), level=level, reached=reached, seconds=results["seconds"],
+        others=table(["", "evaluations", *(words for words, _ in METRICS.values())], others), seeds=seeds(rows),
+        least=min(weights), most=max(weights), about=about(results, f"compare --data {data.replace('_operations', ' --equal operations')}"),
+    )  # fmt: skip
+
+
+def draw_comparison(data: str, title: str) -> None:
+    """Write docs/pictures/compare-DATA.png."""
+    found = lines_of(rows := read(f"compare_{data}")["rows"])
+    if not rows:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+
+    def points(lines: Lines) -> tuple[list[int], list[float]]:
+        means = sorted((int(e), mean(numbers)) for values in lines.values() for e, numbers in values.items())
+        return [e for e, _ in means], [value for _, value in means]
+
+    for family, colour in COMPARED.items():
+        mine = {name: values for name, values in found.items() if name.startswith(family) and "one mode" not in name}
+        for sampler in sorted({name.partition(", ")[2] for name in mine}):  # none, the model itself, comes first
+            some = {name: values for name, values in mine.items() if name.partition(", ")[2] == sampler}
+            style = "-." if "temperature" in sampler else ":" if sampler else "-"
+            label = f"{family}, {sampler}" if sampler else family
+            axes.plot(*points(some), style, marker="o", color=colour, label=label)
+    peers = {name: values for name, values in found.items() if not name.startswith("goalgen")}
+    for marker, (name, values) in zip(cycle("sv^Dx*Ph+1"), peers.items(), strict=False):
+        axes.plot(*points({name: values}), marker=marker, linestyle="--", color="#777777", label=name)
+    first = next(iter(next(iter(rows[0]["evaluations"].values())).values()))
+    axes.axhline(first["frechet_reference"], color="black", linestyle=":", linewidth=1, label="held-out images")
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Frechet distance", title=title)
+    axes.set_xticks([int(e) for e in EVALUATIONS], list(EVALUATIONS))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=6, ncols=2)
+    figure.savefig(PICTURES / f"compare-{data}.png", dpi=110)
+
+
+# against the number of steps ------------------------------------------------------------------------------------------
+
+
+def best_learned(rows: Rows, horizon: int, key: str) -> tuple[float, str]:
+    """The best learned GC-agent's mean as a share of the fixed one's, and its family."""
+    fixed = statistics.mean(of(rows, "fixed bridge", horizon, key))
+    means = {f: statistics.mean(v) for f in FAMILIES if f != "fixed bridge" and (v := of(rows, f, horizon, key))}
+    family = min(means, key=lambda f: means[f])
+    return means[family] / fixed, family
+
+
+def curve_verdict(rows: Rows, horizons: list[int]) -> str:
+    """Where the target is missed, first."""
+    missed, met = [], []
+    for h in horizons:
+        targets = [("bits_per_dim", "bits/dim", 0.9 if h <= 4 else 1.0)]
+        targets += [("frechet_distance", "Frechet", 0.5)] if h <= 4 else []
+        for key, label, most in targets:
+            value = best_learned(rows, h, key)[0]
+            (met if value <= most else missed).append(f"H = {h} {label} {value:.2f} (at most {most})")
+    parts = [f"**Missed**: {'; '.join(missed)}." if missed else "", f"Met: {'; '.join(met)}." if met else ""]
+    return "\n\n".join(p for p in parts if p)
+
+
+def curve(data: str, title: str) -> str:
+    """The curve on one data set."""
+    results = read(f"curve_{data}")
+    rows: Rows = results["rows"]
+    if not rows:
+        return ""
+    horizons = sorted({row["horizon"] for row in rows})
+
+    def by_family(key: str, digits: int, shares: bool = True) -> str:
+        body = [[str(h), *(cell(of(rows, f, h, key), digits) for f in FAMILIES)] for h in horizons]
+        for line in body if shares else []:
+            line.append("{:.2f} ({})".format(*best_learned(rows, int(line[0]), key)))
+        return table(["H", *FAMILIES, *(["best learned / fixed"] if shares else [])], body)
+
+    weights = [sum(row["parameters"].values()) for row in rows]
+    return fill(
+        "curve of data", title=title, data=data, seconds=results["seconds"], seeds=seeds(rows), least=min(weights),
+        most=max(weights), first=rows[0], verdict=curve_verdict(rows, horizons), bounds=by_family("bits_per_dim", 3),
+        distances=by_family("frechet_distance", 2), remark=results.get("remark", ""),
+        steps=by_family("trained_steps", 0, shares=False), about=about(results, f"curve --data {data}"),
+    )  # fmt: skip
+
+
+def draw_curve(data: str, title: str) -> None:
+    """Write docs/pictures/curve-DATA.png."""
+    rows: Rows = read(f"curve_{data}")["rows"]
+    if not rows:
+        return
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title)
+    numbers = (("bits_per_dim", "bound, bits/dim"), ("frechet_distance", "Frechet distance"))
+    for axes, (key, label) in zip(figure.subplots(1, 2), numbers, strict=True):
+        for family, colour in FAMILIES.items():
+            horizons = sorted({row["horizon"] for row in rows if row["family"] == family})
+            values = [of(rows, family, h, key) for h in horizons]
+            errors = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+            axes.errorbar(horizons, [statistics.mean(v) for v in values], errors, marker="o", markersize=4, capsize=2,
+                          label=family, color=colour)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(horizons, [str(h) for h in horizons])
+        axes.set(xlabel="steps = network evaluations", ylabel=label)
+        axes.grid(alpha=0.3)
+        if key == "frechet_distance":
+            axes.set_yscale("log")
+            axes.axhline(rows[0]["frechet_reference"], color="black", linestyle=":", linewidth=1, label="test images")
+        axes.legend(fontsize=8)
+    figure.savefig(PICTURES / f"curve-{data}.png", dpi=110)
+
+
+def draw() -> None:
+    """Write all plots."""
+    for data, title in PARTS.items():
+        draw_comparison(data, title)
+    for data, title in NAMES.items():
+        draw_curve(data, title)

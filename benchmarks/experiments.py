@@ -1,0 +1,293 @@
+"""What is measured: a table of experiments, each with the rows that it wants and a function that measures one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import contenders
+import timing
+import torch
+from contenders import RUNS, SETUPS, Contender, Job, Options, Row, train_goalgen, weights_of
+from report import APART, PICTURES, RESULTS
+from value_gap import MEASURED, value_gap
+
+from goalgen import cli, configure, evaluate, load, rng
+from goalgen.data import Splits
+from goalgen.metrics import make_features, sample_quality
+from goalgen.saved import save_model
+from goalgen.zoo import FOLDER
+
+CORES = os.cpu_count() or 1
+
+# goalgen beside its peers -------------------------------------------------------------------------------------------
+
+TIMED = 256
+"""Images drawn at once to time a sampler."""
+
+
+def compare(job: Job, options: Options, folder: Path) -> Row:
+    """Train one contender, and measure its samples at every number of evaluations."""
+    contender = contenders.CONTENDERS[job["contender"]]
+    return (compare_goalgen if contender.family else compare_peer)(contender, job["seed"], options, folder)
+
+
+def quality(samples: Any, count: int, data: Splits, draw_some: Callable[[], Any]) -> Row:
+    """Quality of samples in grey levels, in batches, and how fast they are drawn: the median of three."""
+    train, fingerprint = data.train, data.train.fingerprint()
+    features = make_features("auto", train.images, train.labels, train.levels, data=data.name, fingerprint=fingerprint)
+    found = sample_quality(samples, train.images, data.test.images, train.levels, features,
+                           train_fingerprint=fingerprint, num_samples=count)  # fmt: skip
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        draw_some()
+        seconds.append(time.perf_counter() - start)
+    return {**found, "sampled_images_per_second": TIMED / statistics.median(seconds)}
+
+
+def named(sampler: str, temperature: float) -> str:
+    return sampler if temperature == 1.0 else f"{sampler}, temperature {temperature:g}"
+
+
+def compare_goalgen(contender: Contender, seed: int, options: Options, folder: Path) -> Row:
+    model, splits, went = train_goalgen(folder / "run", options, seed, contenders.sized(contender, options))
+    test, found = splits.test, {}
+    for evaluations, t in product(contender.evaluations, contenders.temperatures(options.data, contender.family)):
+        how = {"temperature": t, "steps": None if evaluations == contender.horizon else evaluations}
+        parts = ((min(256, len(test) - first), first) for first in range(0, len(test), 256))
+        drawn = (model.sample(count, first=first, **how).levels for count, first in parts)
+        numbers = quality(drawn, len(test), splits, lambda how=how: model.sample(TIMED, **how))
+        assert model.sample(1, **how).network_evaluations == evaluations
+        found.setdefault(str(evaluations), {})[named("goalgen", t)] = numbers
+    nats = model.nll_bound(test.images).total.mean()
+    return {
+        "num_test": len(test), "bits_per_dim": float(model.bits_per_dim(nats)), "trained_steps": went["steps"],
+        "trained_seconds": went["seconds"], "evaluations": found, "parameters": weights_of(model.family),
+        "operations": contenders.operations_of(model.family), "command": went["command"],
+    }  # fmt: skip
+
+
+def compare_peer(contender: Contender, seed: int, options: Options, folder: Path) -> Row:
+    import peers
+
+    setup = SETUPS[options.data]
+    training = configure(data=contenders.data_folder(options.data), **setup.training, max_seconds=options.seconds)
+    splits = contenders.splits_of(training.data, options)
+    torch.manual_seed(rng.derive_seed(seed, "weights"))
+    peer = contenders.build(contender, setup, {}, contenders.width_of(contender, options.data, options.equal))
+    fitted = peers.fit(peer, splits.train, training.training, seed)
+    count, found = len(splits.test), {}
+    kinds = product(contender.evaluations, peer.samplers, contenders.temperatures(options.data, contender.peer))
+    for evaluations, sampler, t in kinds:
+        how = (fitted.peer, sampler, evaluations, splits.train, t)
+        drawn = peers.draw(count, *how)
+        if drawn is not None:
+            numbers = quality(drawn.split(250), count, splits, lambda how=how: peers.draw(TIMED, *how))
+            found.setdefault(str(evaluations), {})[named(sampler, t)] = numbers
+    row = {"num_test": count, "trained_steps": fitted.steps, "trained_seconds": fitted.seconds, "evaluations": found,
+           "parameters": weights_of(peer), "operations": contenders.operations_of(peer)}  # fmt: skip
+    if isinstance(peer, peers.VAE):
+        row["bits_per_dim"] = peers.vae_bound(fitted.peer, splits.test)
+    return row
+
+
+# goalgen against the number of steps --------------------------------------------------------------------------------
+
+
+def curve(job: Job, options: Options, folder: Path) -> Row:
+    settings = contenders.sized(Contender(job["family"], job["horizon"], settled_for="bound"), options)
+    model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
+    numbers = evaluate(model, splits, **SETUPS[options.data].measured)
+    return {**numbers, "seconds": went["seconds"], "trained_steps": went["steps"], "command": went["command"]}
+
+
+GPU = {"network": "unet", "patch": 2, "width": 48, "head_width": 32, "depth": 2, "batch_size": 256, "learning_rate": 1e-3,
+       "ema": 0.999}  # fmt: skip
+
+
+def likelihood(job: Job, options: Options, folder: Path) -> Row:
+    """Binarised goals are drawn anew from the grey levels at every visit; the test images are drawn once, with a fixed seed."""
+    if options.device == "cuda":
+        settings = {**contenders.FAMILIES[job["family"]], **GPU, "horizon": job["horizon"]}
+    else:  # as in the curve: 3 million weights in all, at every number of steps
+        settings = contenders.sized(Contender(job["family"], job["horizon"], settled_for="bound"), options)
+        del settings["limit"]
+    settings |= {"binarize": options.data == "mnist"}
+    model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
+    numbers = evaluate(model.to(options.device), splits, num_samples=6, iw_images=100, features="pixel-pca")
+    keep = ("nll_bound_nats", "nll_bound_standard_error", "bits_per_dim", "iw_bound_nats", "nll_bound_nats_on_iw_images",
+            "iw_k", "iw_images", "num_test", "parameters", "operations", "network_evaluations", "step")  # fmt: skip
+    return {"seconds": options.seconds, **{key: numbers[key] for key in keep}, "command": went["command"]}
+
+
+# presets ------------------------------------------------------------------------------------------------------------
+
+Measure = Callable[[Job, Options, Path], Row]
+
+
+def of_preset(
+    preset: Callable[[Options], str], settings: Callable[[Job, Options], Row] = lambda job, o: {}, pictures: Iterable[str] = (), **how: Any
+) -> Measure:  # fmt: skip
+    """Train a preset with some settings of its own, and measure it.
+
+    Args:
+        pictures: of the documents, a grid and trajectories, that show samples of seed 0.
+        how: of :func:`goalgen.evaluate`.
+    """
+
+    def measure(job: Job, options: Options, folder: Path) -> Row:
+        run, seed = folder / "run", job.get("seed", 0)
+        model, splits, went = train_goalgen(run, options, seed, settings(job, options), preset(options))
+        if pictures and seed == 0:
+            cli.main(["sample", str(run), "--out", str(run / "samples"), "--num", "100", "--grid", "--trajectory"])
+            PICTURES.mkdir(parents=True, exist_ok=True)
+            for written, kept in zip(("grid", "trajectories"), pictures, strict=True):
+                shutil.copy(run / "samples" / f"{written}.png", PICTURES / f"{kept}.png")
+        return {**went, "threads": torch.get_num_threads(), **evaluate(model.to(options.device), splits, **how)}
+
+    return measure
+
+
+ZOO = {"digits": ("digits", 120.0, "demo/0", "digits"),
+       "fashion_mnist": ("mnist-cpu", 1200.0, "fashion/all", "zalando-datasets/fashion_mnist")}  # fmt: skip
+"""Preset, seconds, run to take as it is if it is there, and where anybody finds the data."""
+
+
+def zoo(job: Job, options: Options, folder: Path) -> Row:
+    """A model that comes with the package: trained, shrunk to half precision, and measured as it is shipped."""
+    name = job["name"]
+    preset, seconds, there, source = ZOO[name]
+    run = RUNS / there / "run" if (RUNS / there / "run" / "best").is_dir() else folder / "run"
+    options = dataclasses.replace(options, data=name, seconds=options.seconds or seconds)
+    model, splits, went = train_goalgen(run, options, 0, {}, preset)
+    data = dataclasses.replace(model.config.data, data=source)
+    config = dataclasses.replace(model.config, out=Path("runs") / name, data=data)
+    facts = {key: value for key, value in model.facts.items() if key not in ("shape", "levels", "num_labels")}
+    shipped = (RESULTS / "zoo" if APART else FOLDER) / name
+    save_model(shipped, config, model.family.half(), None, model.start_image, facts)
+    size = (shipped / "model.safetensors").stat().st_size
+    return {"bytes": size, "command": went["command"], **evaluate(load(shipped), splits)}
+
+
+SMALL = {"width": 16, "depth": 1, "horizon": 4, "batch_size": 32, "precision": "no", "eval_every": 20, "limit": 2000,
+         "kl_warmup_steps": 50}  # fmt: skip
+"""Settings for a CPU, to see that a preset for a GPU works."""
+
+# the table ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question, and the rows that answer it."""
+
+    question: str
+    jobs: Callable[[Options], list[Job]]
+    """what tells the rows from each other; the first value is what --only names"""
+    measure: Measure
+    """the numbers of one row, in a process and with a folder of its own"""
+    varies: str = ""
+    """the option that result files are named after"""
+    data: dict[str, float] = field(default_factory=dict)
+    """data sets, the default first, and the seconds of each"""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """of other options"""
+    told: tuple[str, ...] = ("seconds", "num_test")
+    """options that must be the same for all rows of a file"""
+    at_once: int = 2
+    threads: int = 1
+    trial: bool = False
+    """whether there may be trials of it"""
+    keeps: bool = False
+    """the folders of runs stay, and an interrupted one goes on: for long runs, and those that another experiment needs"""
+    constants: dict[str, Any] = field(default_factory=dict)
+    """what else the head of a result file says"""
+    packages: tuple[str, ...] = ()
+    """whose versions stand in the result file"""
+
+    def file(self, options: Options) -> str:
+        """Name of the result file."""
+        parts = [str(getattr(options, self.varies))] if self.varies else []
+        parts += ["operations"] if options.equal != "weights" else []
+        parts += ["cuda"] if options.device == "cuda" else []
+        parts += ["trial"] if options.trial else []
+        return "_".join([next(name for name, e in EXPERIMENTS.items() if e is self), *parts])
+
+
+def rows_of(**columns: Any) -> list[Job]:
+    """All combinations of values, the last column slowest."""
+    names = list(columns)
+    return [dict(zip(names, reversed(row), strict=True)) for row in product(*reversed(columns.values()))]
+
+
+HORIZONS, MORE = (1, 2, 4, 8, 16, 32), (1, 5, 10, 25, 50)
+PEERS = ("diffusers", "torchcfm")
+
+EXPERIMENTS = {
+    "compare": Experiment(
+        "goalgen beside diffusion, flow matching and a VAE (peers.py) at 1 to 50 network evaluations",
+        lambda o: rows_of(contender=contenders.CONTENDERS, seed=o.seeds), compare, "data",
+        {"digits": 20, "fashion_mnist": 30, "mnist": 30}, {"seeds": (0, 1), "num_test": 2000}, trial=True, packages=PEERS,
+    ),
+    "curve": Experiment(
+        "bits/dim and Frechet distance against the number of steps, for every family",
+        lambda o: rows_of(family=contenders.FAMILIES, horizon=o.horizons, seed=o.seeds), curve, "data",
+        {"digits": 40, "fashion_mnist": 30, "mnist": 30}, {"seeds": (0, 1, 2), "horizons": HORIZONS, "num_test": 2000},
+        trial=True,
+    ),
+    "likelihood": Experiment(
+        "binarised MNIST (and, on a GPU, CIFAR-10) against the number of steps",
+        lambda o: rows_of(family=("latent", "learned bridge"), horizon=o.horizons, seed=o.seeds), likelihood, "data",
+        {"mnist": 20, "cifar10": 540}, {"seeds": (0, 1), "horizons": MORE, "num_test": 2000},
+    ),
+    "speed": Experiment(
+        "training and sampling speed beside the loops of diffusers and torchcfm",
+        lambda o: rows_of(contender=[*timing.GOALGEN, *timing.PEERS], precision=("no", "bf16"), round=o.seeds), timing.speed, "network", defaults={"seconds": 2.0, "seeds": (0, 1, 2)}, told=("network", "weights", "batch"), at_once=1,
+        threads=CORES, packages=PEERS,
+    ),
+    "time": Experiment(
+        "where the time of a training step and of sampling goes, and what each way of saving some is worth",
+        lambda o: rows_of(contender=timing.GOALGEN, saving=["", *timing.SAVINGS]), timing.time_spent, "network", told=("network", "weights", "batch"), at_once=1, threads=CORES,
+    ),
+    "cost": Experiment(
+        "time and memory of a training image against the number of steps",
+        lambda o: rows_of(family=timing.COSTS, horizon=o.horizons), timing.cost, defaults={"horizons": HORIZONS},
+        told=("width", "batch"), at_once=1, threads=CORES,
+    ),
+    "gc_agents": Experiment(
+        "greedy, posterior or value: which GC-agent trains the better model in the same time?",
+        lambda o: rows_of(gc_agent=("greedy", "posterior", "value"), seed=o.seeds),
+        of_preset(lambda o: contenders.PROPOSALS[o.data], lambda job, o: {"gc_agent": job["gc_agent"]}, iw_images=200), "data",
+        {"digits": 60, "fashion_mnist": 120, "mnist": 120}, {"seeds": (0, 1, 2), "num_test": 2000}, trial=True, keeps=True,
+    ),
+    "value_gap": Experiment(
+        "at a fixed S-agent (of gc_agents), by how much does reinforcement learning tighten the bound?",
+        lambda o: rows_of(run=[f"posterior-{seed}" for seed in o.seeds]), value_gap, "data",
+        {"digits": 60, "fashion_mnist": 120, "mnist": 120}, {"seeds": (0, 1, 2)}, at_once=1, constants={"episodes": MEASURED},
+    ),
+    "demo": Experiment(
+        "what does `goalgen demo` reach in two minutes?", lambda o: rows_of(seed=o.seeds),
+        of_preset(lambda o: "digits", pictures=("digits-grid", "digits-trajectories")), "", {"digits": 120},
+        {"seeds": (0, 1, 2)}, at_once=1, threads=2, keeps=True,
+    ),
+    "fashion": Experiment(
+        "Fashion-MNIST, 20 minutes on two cores (the preset `mnist-cpu`)", lambda o: [{}],
+        of_preset(lambda o: "mnist-cpu", pictures=("fashion-samples", "fashion-trajectories")), "", {"fashion_mnist": 1200}, at_once=1, threads=2, keeps=True,
+    ),
+    "zoo": Experiment(
+        "the models that come with the package: made and measured (of demo and fashion, if they are there)",
+        lambda o: rows_of(name=ZOO), zoo, told=(), at_once=1, threads=2, keeps=True,
+    ),
+    "large": Experiment(
+        "binarised MNIST and CIFAR-10 at ten steps, on a GPU, in pieces (--piece)", lambda o: [{}],
+        of_preset(lambda o: o.data, lambda job, o: SMALL if o.device == "cpu" else {}), "data", {"mnist": 1500, "cifar10": 7200}, at_once=1, threads=8, keeps=True,
+    ),
+}  # fmt: skip
