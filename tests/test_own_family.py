@@ -63,7 +63,14 @@ def test_it_keeps_what_it_promises(run):
 
 
 def test_it_learns(tmp_path):
-    settings = TINY | {"limit": None, "max_steps": 300, "dropout": 0.0, "ema": 0.9, "batch_size": 32, "learning_rate": 0.01}
+    settings = TINY | {
+        "limit": None,
+        "max_steps": 300,
+        "dropout": 0.0,
+        "ema": 0.9,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+    }
     outcome = goalgen.train(goalgen.configure(out=tmp_path / "run", **settings))
     assert read_log(outcome.folder / "log.jsonl")[0]["bits_per_dim"] > 3.0
     assert outcome.best_bits < 2.8

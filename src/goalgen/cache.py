@@ -35,20 +35,14 @@ def cache_folder() -> Path:
 def load_or_make(kind: str, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors stored under ``key``, or those of ``make()`` after storing them.
 
-    Args:
-        kind: first part of the file's name.
-        key: identifies everything that the tensors depend on, their names and shapes too.
-        make: computes the tensors.
+    The key identifies everything that they depend on, their names and shapes too; ``kind`` begins the file's name.
     """
     found = load_stored(kind, key)
     return store(kind, key, make()) if found is None else found
 
 
 def load_stored(kind: str, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors stored under ``key``, or None where there are none.
-
-    A file that is damaged costs a warning and counts as none.
-    """
+    """Return the tensors stored under ``key``, or None where there are none; a damaged file costs a warning."""
     path = _path(kind, key)
     try:
         tensors = safetensors.torch.load(path.read_bytes())

@@ -45,10 +45,8 @@ def check_family(family: Family) -> None:
             _check_tensor(policy.log_prob(policy.sample(noise)), (BATCH,), f"{where}.log_prob", "sum over the action")
         kl = q.kl(decision.policy)
         _check_tensor(kl, (BATCH,), f"{name}'s KL", "sum over the action")
-        if bool((kl < -1e-3).any()):
-            raise GoalgenError(
-                f"{name}: the KL of the policies is negative ({kl.min():.3g}); Policy.kl is KL(self || other)"
-            )
+        negative = f"{name}: the KL of the policies is negative ({kl.min():.3g}); Policy.kl is KL(self || other)"
+        _demand(not (kl < -1e-3).any(), negative)
         state = environment.transition(seen.rows, state, q.sample(noise), decision.offer)
     _check_tensor(family.likelihood.log_prob(goal, state), (BATCH,), f"{name}.likelihood.log_prob", "sum over the goal")
     family.train(training)
@@ -72,7 +70,7 @@ def check_environment(environment: Environment, offer: Tensor | Callable[[Tensor
     _check_attributes(environment, name)
     space = environment.action_space
     rng = generator(0, "environment check")
-    canvas = torch.rand(BATCH, *_canvas_shape(environment, name), generator=rng) * 2 - 1
+    canvas = torch.rand(BATCH, *environment.canvas_shape, generator=rng) * 2 - 1
     state = environment.initial(canvas)
     _check_tensor(state, (BATCH, *environment.state_shape), f"{name}.initial", "state_shape")
     for step in range(environment.horizon):
@@ -82,16 +80,14 @@ def check_environment(environment: Environment, offer: Tensor | Callable[[Tensor
         _check_action(action, space, name)
         before = state.clone()
         after = _transition(environment, h, state, action, offered, name)
-        if not torch.equal(state, before):
-            raise GoalgenError(
-                f"{name}.transition changes the state it is given; return a new tensor (x + y, not x += y)"
-            )
+        wrong = f"{name}.transition changes the state it is given; return a new tensor (x + y, not x += y)"
+        _demand(torch.equal(state, before), wrong)
         _check_tensor(after, tuple(state.shape), f"{name}.transition", "state_shape")
-        if not torch.equal(after, _transition(environment, h, state, action, offered, name)):
-            raise GoalgenError(
-                f"{name}.transition gives another state for the same arguments; take randomness from the action, and "
-                "keep no state in the environment"
-            )
+        _demand(
+            torch.equal(after, _transition(environment, h, state, action, offered, name)),
+            f"{name}.transition gives another state for the same arguments; take randomness from the action, and "
+            "keep no state in the environment",
+        )
         _check_rows(environment, h, state, action, offered, after, name)
         if isinstance(environment, ChoiceEnvironment):
             _check_candidates(environment, h, state, offered, name)
@@ -100,29 +96,27 @@ def check_environment(environment: Environment, offer: Tensor | Callable[[Tensor
         _check_gradient(environment, canvas, offer, rng, name)
 
 
+def _demand(right: bool | Tensor, message: str) -> None:
+    if not right:
+        raise GoalgenError(message)
+
+
 def _check_attributes(environment: Environment, name: str) -> None:
     for attribute in ("horizon", "state_shape", "action_space", "black_box"):
-        if not hasattr(environment, attribute):
-            raise GoalgenError(f"{name} lacks the attribute {attribute!r}; set it in __init__ after super().__init__()")
-    if not isinstance(environment.horizon, int) or environment.horizon < 1:
-        raise GoalgenError(f"{name}.horizon must be a whole number of at least 1, not {environment.horizon!r}")
-    if not isinstance(environment.action_space, (Discrete, Continuous)):
-        raise GoalgenError(
-            f"{name}.action_space must be Discrete(...) or Continuous(...), not {type(environment.action_space).__name__}"
-        )
-    if not isinstance(environment.black_box, bool):
-        raise GoalgenError(f"{name}.black_box must be True or False, not {environment.black_box!r}")
-
-
-def _canvas_shape(environment: Environment, name: str) -> tuple[int, ...]:
-    """Shape of the canvases it starts from."""
+        lacking = f"{name} lacks the attribute {attribute!r}; set it in __init__ after super().__init__()"
+        _demand(hasattr(environment, attribute), lacking)
+    horizon, space, black_box = environment.horizon, environment.action_space, environment.black_box
+    whole = isinstance(horizon, int) and horizon >= 1
+    _demand(whole, f"{name}.horizon must be a whole number of at least 1, not {horizon!r}")
+    found = f"must be Discrete(...) or Continuous(...), not {type(space).__name__}"
+    _demand(isinstance(space, (Discrete, Continuous)), f"{name}.action_space {found}")
+    _demand(isinstance(black_box, bool), f"{name}.black_box must be True or False, not {black_box!r}")
     shape = tuple(environment.canvas_shape)
-    if len(shape) != 3:
-        raise GoalgenError(
-            f"{name}: a canvas has the shape (C, height, width), not {shape}; where the state is more than a canvas, set "
-            "canvas_shape beside state_shape"
-        )
-    return shape
+    _demand(
+        len(shape) == 3,
+        f"{name}: a canvas has the shape (C, height, width), not {shape}; where the state is more than a canvas, set "
+        "canvas_shape beside state_shape",
+    )
 
 
 def _transition(environment: Environment, h: Tensor, state: Tensor, action: Tensor, offer: Any, name: str) -> Tensor:
@@ -138,29 +132,18 @@ def _transition(environment: Environment, h: Tensor, state: Tensor, action: Tens
 
 
 def _check_tensor(value: Any, shape: tuple[int, ...], where: str, attribute: str) -> None:
-    if not isinstance(value, Tensor):
-        raise GoalgenError(f"{where} must return a tensor, not {type(value).__name__}")
-    if tuple(value.shape) != shape:
-        raise GoalgenError(f"{where} returns {tuple(value.shape)} where {shape} was expected; mend it or {attribute}")
-    if value.dtype != torch.float32:
-        raise GoalgenError(
-            f"{where} returns {value.dtype}; states and log-probabilities are torch.float32: add .float()"
-        )
-    if not torch.isfinite(value).all():
-        raise GoalgenError(
-            f"{where} returns NaN or infinity for canvases and actions in range; look for a division or a log"
-        )
+    _demand(isinstance(value, Tensor), f"{where} must return a tensor, not {type(value).__name__}")
+    found, kind = tuple(value.shape), value.dtype
+    _demand(found == shape, f"{where} returns {found} where {shape} was expected; mend it or {attribute}")
+    wrong = f"{where} returns {kind}; states and log-probabilities are torch.float32: add .float()"
+    _demand(kind == torch.float32, wrong)
+    wrong = f"{where} returns NaN or infinity for canvases and actions in range; look for a division or a log"
+    _demand(torch.isfinite(value).all(), wrong)
 
 
 def _check_action(action: Tensor, space: Discrete | Continuous, name: str) -> None:
-    if tuple(action.shape) != (BATCH, *space.shape):
-        raise GoalgenError(
-            f"{name}.action_space draws actions of {tuple(action.shape)}, its shape says {(BATCH, *space.shape)}"
-        )
-
-
-def _rows(value: Any, i: int) -> Any:
-    return value[i : i + 1] if isinstance(value, Tensor) else value
+    found, said = tuple(action.shape), (BATCH, *space.shape)
+    _demand(found == said, f"{name}.action_space draws actions of {found}, its shape says {said}")
 
 
 def _check_rows(
@@ -169,12 +152,13 @@ def _check_rows(
     if offer is not None and not isinstance(offer, Tensor):
         return
     for i in range(BATCH):
-        alone = environment.transition(h[i : i + 1], state[i : i + 1], action[i : i + 1], _rows(offer, i))
-        if not torch.allclose(alone[0], after[i], atol=1e-5):
-            raise GoalgenError(
-                f"{name}.transition mixes the rows of a batch: row {i} comes out otherwise alone; reduce over the last "
-                "dimensions only"
-            )
+        row = slice(i, i + 1)
+        alone = environment.transition(h[row], state[row], action[row], None if offer is None else offer[row])
+        _demand(
+            torch.allclose(alone[0], after[i], atol=1e-5),
+            f"{name}.transition mixes the rows of a batch: row {i} comes out otherwise alone; reduce over the last "
+            "dimensions only",
+        )
 
 
 def _check_candidates(environment: ChoiceEnvironment, h: Tensor, state: Tensor, offer: Any, name: str) -> None:
@@ -182,17 +166,16 @@ def _check_candidates(environment: ChoiceEnvironment, h: Tensor, state: Tensor, 
     listed = environment.candidates(h, state, offer)
     _check_tensor(listed, (BATCH, space.num_actions, *environment.state_shape), f"{name}.candidates", "num_actions")
     for a in range(space.num_actions):
-        action = torch.full((BATCH, space.cells), a)
-        if not torch.allclose(listed[:, a], environment.transition(h, state, action, offer), atol=1e-5):
-            raise GoalgenError(f"{name}.candidates and .transition disagree on action {a}; make one call the other")
+        alike = torch.allclose(
+            listed[:, a], environment.transition(h, state, torch.full((BATCH, space.cells), a), offer), atol=1e-5
+        )
+        _demand(alike, f"{name}.candidates and .transition disagree on action {a}; make one call the other")
     pixels = environment.canvas(state)
     sums = environment.sum_by_cell(pixels)
-    if tuple(sums.shape) != (BATCH, space.cells):
-        raise GoalgenError(
-            f"{name}.cell_mask has {sums.shape[-1]} cells where the action space has {space.cells}; give one mask a cell"
-        )
-    if not torch.allclose(sums.sum(-1), pixels.sum((-3, -2, -1)), atol=1e-3):
-        raise GoalgenError(f"{name}.cell_mask loses or repeats pixels; every pixel belongs to exactly one cell")
+    found = f"{sums.shape[-1]} cells where the action space has {space.cells}"
+    _demand(tuple(sums.shape) == (BATCH, space.cells), f"{name}.cell_mask has {found}; give one mask a cell")
+    whole = torch.allclose(sums.sum(-1), pixels.sum((-3, -2, -1)), atol=1e-3)
+    _demand(whole, f"{name}.cell_mask loses or repeats pixels; every pixel belongs to exactly one cell")
 
 
 def _check_gradient(environment: Environment, canvas: Tensor, offer: Any, rng: torch.Generator, name: str) -> None:
@@ -208,12 +191,9 @@ def _check_gradient(environment: Environment, canvas: Tensor, offer: Any, rng: t
             actions.append(action)
         state = environment.transition(h, state, action, offered)
     total = environment.canvas(state).square().sum()
-    reaches = total.requires_grad and any(
-        g is not None and bool(g.abs().sum() > 0)
-        for g in torch.autograd.grad(total, [*actions, start], allow_unused=True)
+    gradients = torch.autograd.grad(total, [*actions, start], allow_unused=True) if total.requires_grad else ()
+    _demand(
+        any(g is not None and g.abs().sum() > 0 for g in gradients),
+        f"{name} is no black box, but no gradient passes from the last canvas back to the first or to the "
+        "actions; remove .detach(), .round() or NumPy from the transition, or set black_box = True",
     )
-    if not reaches:
-        raise GoalgenError(
-            f"{name} is no black box, but no gradient passes from the last canvas back to the first or to the "
-            "actions; remove .detach(), .round() or NumPy from the transition, or set black_box = True"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from goalgen.model import Given, Model
 from goalgen.rng import generator
 from goalgen.sampling import Sampled
 from goalgen.size import count_operations, count_parameters
-from goalgen.training.batches import conditional_on, pairing_names
+from goalgen.training.batches import conditional_on
 
 MEANING = {
     "bits_per_dim": "bound on the negative log-likelihood of test images, bits per dimension (lower is better)",
@@ -38,14 +38,6 @@ MEANING = {
 
 OF_MODEL = ("bits_per_dim", "nll_bound_nats", "reconstruction_nats", "kl_nats", "iw_bound_nats")
 """Numbers of the model itself, whatever the sampler; the others are of samples."""
-
-REFERENCE = {"nearest_train_distance": "nearest_train_reference"}
-
-
-def reference_key(key: str) -> str:
-    """The key under which the held-out reference of a metric stands."""
-    return REFERENCE.get(key, key.replace("_distance", "") + "_reference")
-
 
 SAMPLE_BATCH = 256
 """Samples drawn at once, measured and let go: memory does not grow with their number."""
@@ -116,8 +108,8 @@ def check_fit(model: Model, data: Splits) -> None:
 
 def given_of(model: Model, images: ImageSet, start: str | None) -> Given:
     """What goes with held-out images: the initial state, their names where it is paired with them, their labels."""
-    labels = images.labels if model.family.num_labels else None
-    return {"start": start, "names": pairing_names(model.start(start), images), "labels": labels}
+    names = images.names if model.start(start).pairs_with(images.names) else None
+    return {"start": start, "names": names, "labels": images.labels if model.family.num_labels else None}
 
 
 def rows_of(given: Given, count: int, first: int = 0) -> Given:
@@ -176,10 +168,8 @@ class SampleStream:
     test: ImageSet
     how: Measurement
     given: Given
-
-    def __post_init__(self) -> None:
-        self.last: Sampled
-        """what was drawn last"""
+    last: Sampled = field(init=False)
+    """what was drawn last"""
 
     def batches(self, count: int) -> Iterator[Tensor]:
         """``count`` (at most the number of test images) samples in grey levels of the data, (B, C, height, width) uint8."""

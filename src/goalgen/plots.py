@@ -24,7 +24,6 @@ from goalgen.metrics.statistics import nearest_rows
 from goalgen.model import Model, load
 from goalgen.pictures import film_strip, tile, to_pil
 from goalgen.storage import load_tensors, write_atomically
-from goalgen.training.batches import pairing_names
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
 
@@ -248,8 +247,7 @@ def draw_trajectories(model: Model, goals: ImageSet | None, seed: int) -> Figure
 def told_frames(model: Model, goals: ImageSet, seed: int) -> Tensor:
     """Canvases of the GC-agent told ``goals``, (H + 1, N, C, height, width) uint8, 0..255."""
     start = model.start()
-    names = pairing_names(start, goals)
-    partners = start(len(goals), names=names) if names else None
+    partners = start(len(goals), names=goals.names) if start.pairs_with(goals.names) else None
     labels = goals.labels if model.family.num_labels else None
     states = model.rollout(goals.images, seed, start=partners, labels=labels).states
     canvases = model.family.environment.canvases(states)

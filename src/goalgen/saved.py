@@ -94,9 +94,8 @@ def load_saved(folder: Path, weights: str = "ema") -> Saved:
         tensors, metadata = load_tensors(folder / "model.raw.safetensors")
     channels, height, width = facts["shape"]
     family = make(config, (channels, height, width), facts["levels"], num_labels=facts.get("num_labels", 0))
-    tensors = {
-        name: t for name, t in tensors.items() if t.numel() or name in family.state_dict()
-    }  # of earlier versions
+    known = family.state_dict()
+    tensors = {name: t for name, t in tensors.items() if t.numel() or name in known}  # empty ones: of earlier versions
     try:
         family.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Trained models that come with the package: ``goalgen sample zoo:digits`` needs no training and no network.
 
 Each is a saved model (config.json, model.safetensors with averaged weights in half precision) in a folder of its name.
-``benchmarks/zoo.py`` makes them, and docs/benchmarks.md says how good they are.
+``benchmarks/bench.py run zoo`` makes them, and docs/benchmarks.md says how good they are.
 """
 
 from __future__ import annotations

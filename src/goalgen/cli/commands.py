@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +18,6 @@ from goalgen.cli.options import (
     parse,
     parse_config,
 )
-from goalgen.cli.table import print_table
 from goalgen.errors import GoalgenError
 
 
@@ -30,9 +31,7 @@ def run_train(arguments: Sequence[str]) -> int:
     preset, rest = _take_preset(list(arguments))
     if any(a in ("-h", "--help") for a in rest):
         print(f"presets (--preset NAME, before the options that it sets): {', '.join(preset_names())}\n")
-    config = parse_config(rest, None if preset is None else load_preset(preset))
-
-    outcome = train(config)
+    outcome = train(parse_config(rest, None if preset is None else load_preset(preset)))
     given = f" given {' and '.join(outcome.conditional_on)}" if outcome.conditional_on else ""
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim{given}"
     done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
@@ -45,34 +44,24 @@ def run_train(arguments: Sequence[str]) -> int:
 
 def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Take --preset NAME out of the arguments: it chooses the defaults of the others."""
-    rest, preset = [], None
-    waiting = iter(arguments)
-    for argument in waiting:
-        if argument == "--preset":
-            preset = next(waiting, "")
-        elif argument.startswith("--preset="):
-            preset = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return preset, rest
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", const="")
+    found, rest = parser.parse_known_args(arguments)
+    return found.preset, rest
 
 
 def _load(options: ModelOptions) -> Any:
+    import torch
+
     from goalgen.model import load
 
     if options.weights not in ("ema", "raw"):
         raise GoalgenError(f"--weights must be ema or raw, not {options.weights!r}")
-    _check_device(options.device)
-    return load(options.model, weights=options.weights, device=options.device)  # type: ignore[arg-type]
-
-
-def _check_device(device: str) -> None:
-    import torch
-
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=options.device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise GoalgenError(f"--device {device} is not there on this machine; use --device cpu") from None
+        raise GoalgenError(f"--device {options.device} is not there on this machine; use --device cpu") from None
+    return load(options.model, weights=options.weights, device=options.device)  # type: ignore[arg-type]
 
 
 def run_sample(arguments: Sequence[str]) -> int:
@@ -102,13 +91,12 @@ def run_sample(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, list[str] | None]:
+def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:
     """Goals, one a sample, for a start that is a function of the goal; names for a folder that is paired with them."""
     import torch
 
     from goalgen.data import from_unit, load_data, to_unit
     from goalgen.starts import FolderStart
-    from goalgen.training.batches import pairing_names
 
     start = model.start(options.start)
     if not start.needs_goal and not isinstance(start, FolderStart) and options.start_goals is not None:
@@ -130,8 +118,8 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, list[str] | N
     # A start is seen through the model's own grey levels, whatever those of the goals' files.
     goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
     index = (torch.arange(options.num) + options.first) % len(goals)
-    names = pairing_names(start, splits.test)
-    return goals[index], None if names is None else [names[i] for i in index.tolist()]
+    names = splits.test.subset(index).names if start.pairs_with(splits.test.names) else None
+    return goals[index], names
 
 
 def run_evaluate(arguments: Sequence[str]) -> int:
@@ -143,14 +131,55 @@ def run_evaluate(arguments: Sequence[str]) -> int:
     from goalgen.storage import write_text
 
     model = _load(options)
-    source = model.config.data
-    if options.data is not None:
-        source = dataclasses.replace(source, data=options.data)
+    source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
     if options.json is not None:
         write_text(options.json, json.dumps(numbers, indent=2) + "\n")
-    print_table(numbers)
+    _print_table(numbers)
     return 0
+
+
+def _print_table(numbers: dict[str, Any]) -> None:
+    """The numbers, each with its held-out reference and what it means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from goalgen.evaluation import MEANING, OF_MODEL
+
+    other = numbers["sampler"] != "model"  # samples are not of the model that the bound is of
+    table = Table(title=f"{numbers['data']}: {numbers['num_test']} test images, {numbers['num_samples']} samples")
+    table.add_column("number", no_wrap=True)
+    if other:
+        table.add_column("of", no_wrap=True)
+    table.add_column("value" if other else "model", justify="right", no_wrap=True)
+    table.add_column("test images", justify="right", no_wrap=True)
+    table.add_column("meaning")
+    for key, meaning in MEANING.items():
+        reference = numbers.get(f"{key.replace('_distance', '')}_reference")
+        name = key + (f" (K={numbers['iw_k']})" if key == "iw_bound_nats" else "")
+        of = ["model" if key in OF_MODEL else "sampler"] if other else []
+        table.add_row(name, *of, f"{numbers[key]:.3f}", "" if reference is None else f"{reference:.3f}", meaning)
+    # Off a terminal rich would cut the table at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(table)
+    if numbers["conditional_on"]:
+        given = " and ".join(numbers["conditional_on"])
+        console.print(f"bits_per_dim given {given}: every bound here is one on -log p(image given {given})")
+    if other:
+        console.print(f"sampler: {numbers['sampler']}; it is not the model of the bound")
+    steps = " ".join(f"{v:.2f}" for v in numbers["kl_per_step_nats"])
+    note = ", of choosing a mode, then acting: an upper bound on KL(q || p)" if numbers["kl_is_upper_bound"] else ""
+    console.print(f"KL by step (nats{note}): {steps}")
+    for key, values in numbers.items():  # what the family reports of every step
+        if key.endswith("_per_step") and isinstance(values, list):
+            name = key.removesuffix("_per_step").replace("_", " ")
+            console.print(f"{name} by step: {' '.join(str(n) for n in values)}")
+    weights, operations = numbers["parameters"], numbers["operations"]
+    console.print(
+        f"for one sample: {numbers['network_evaluations']} network evaluations, {operations['sample'] / 1e6:.1f} million "
+        f"operations; weights: {weights['generative']:,} for sampling, {weights['gc_agent']:,} in the GC-agent"
+    )
+    console.print(f"feature space: {numbers['features']}; start: {numbers['start']}; pixels: {numbers['pixels']}")
 
 
 def run_plot(arguments: Sequence[str]) -> int:
@@ -179,8 +208,7 @@ def run_demo(arguments: Sequence[str]) -> int:
     if outcome.interrupted:
         print("stopped; the same command goes on from here")
         return 130
-    out = str(options.out)
-    samples = options.out / "samples"
+    out, samples = str(options.out), options.out / "samples"
     run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory"])
     run_evaluate([out, "--json", str(options.out / "evaluation.json")])
     print(

@@ -177,7 +177,7 @@ def _train_options(config: Config) -> tuple[Any, set[str]]:
             name = "_".join(home.name for home in homes)
             titles[name] = f"--environment {' or '.join(home.name for home in homes)}"
             titles[name] += f": {inspect.getdoc(family.Settings)}" if len(homes) == 1 else ""
-            kind = _with_help(hints[setting.name], described.get(setting.name))
+            kind: Any = Annotated[hints[setting.name], tyro.conf.arg(help=described.get(setting.name))]
             shared = getattr(config.family, setting.name, getattr(current, setting.name))
             value = dataclasses.field(default=shared, metadata=setting.metadata)
             groups.setdefault(name, []).append((setting.name, kind, value))
@@ -186,17 +186,13 @@ def _train_options(config: Config) -> tuple[Any, set[str]]:
     for item in dataclasses.fields(config):
         if item.name != "family":
             hint = typing.get_type_hints(type(config))[item.name]
-            kind = hint if item.name in TABLES else _with_help(hint, help_of[item.name])
+            kind = hint if item.name in TABLES else Annotated[hint, tyro.conf.arg(help=help_of[item.name])]
             fields.append((item.name, kind, dataclasses.field(default=getattr(config, item.name))))
     for name, settings in groups.items():
         group = dataclasses.make_dataclass(name, settings, frozen=True, namespace={"__doc__": titles[name]})
         fields.append((name, group, dataclasses.field(default=group())))
     doc = {"__doc__": "Train, or resume, the run that these settings describe."}
     return dataclasses.make_dataclass("Train", fields, frozen=True, namespace=doc)(), set(TABLES)
-
-
-def _with_help(hint: Any, text: str | None) -> Any:
-    return Annotated[hint, tyro.conf.arg(help=text)]
 
 
 def describe(settings: type) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """Goals: where they come from, how they become tensors, and in which order they are visited."""
 
-from goalgen.data.batches import BatchOrder, augment_shift
-from goalgen.data.images import binarize_images, from_unit, to_bytes, to_unit
-from goalgen.data.sets import ImageSet, Splits
+from goalgen.data.images import augment_shift, binarize_images, from_unit, to_bytes, to_unit
+from goalgen.data.sets import BatchOrder, ImageSet, Splits
 from goalgen.data.sources import load_data
 
 __all__ = [

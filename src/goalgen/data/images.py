@@ -201,9 +201,7 @@ def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         front = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", front.size, (*background, 255)), front).convert("RGB")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _resize(image: Image.Image, size: tuple[int, int], fit: str, background: tuple[int, int, int]) -> Image.Image:
@@ -252,3 +250,17 @@ def binarize_images(images: Tensor, levels: int, generator: torch.Generator) -> 
     chance = torch.rand(images.shape, generator=generator, device=generator.device)
     # rand is in [0, 1): level 0 is never drawn as 1, the last level always is.
     return (chance.to(images.device) < images.to(torch.float32) / (levels - 1)).to(torch.uint8)
+
+
+def augment_shift(images: Tensor, generator: torch.Generator, pixels: int = 1) -> Tensor:
+    """Return every image (N, C, height, width) shifted by its own whole number of pixels.
+
+    Both shifts are uniform in -pixels..pixels; what comes in over the edge repeats the edge.
+    """
+    n, channels, height, width = images.shape
+    shift = torch.randint(-pixels, pixels + 1, (n, 2), generator=generator, device=generator.device).to(images.device)
+    rows = (torch.arange(height, device=images.device) - shift[:, :1]).clamp(0, height - 1)  # (N, height)
+    columns = (torch.arange(width, device=images.device) - shift[:, 1:]).clamp(0, width - 1)  # (N, width)
+    image = torch.arange(n, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -20,7 +20,6 @@ SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing":
 )
 """What folders, files and splits of the hub are called, in lower case, and the split that each holds."""
 
-
 Item = tuple[str, Path | bytes | None]
 """What messages call an image, and its file or the bytes of one; None where a row of a table has none."""
 

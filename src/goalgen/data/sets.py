@@ -1,4 +1,4 @@
-"""Images in memory, and which of a source are trained on and which are held out for validation and test."""
+"""Images in memory: which are trained on, which are held out for validation and test, and the order of a run's batches."""
 
 from __future__ import annotations
 
@@ -102,10 +102,8 @@ def choose(readable: dict[str, Tensor], config: DataConfig, name: str) -> dict[s
     train = readable["train"]
     roles: dict[str, tuple[str, Tensor]] = {}
     # Test first: it must stay the same when the share of the validation set is changed.
-    for role, fraction, most in (
-        ("test", config.test_fraction, len(train)),
-        ("validation", config.validation_fraction, 2000),
-    ):
+    shares = {"test": (config.test_fraction, len(train)), "validation": (config.validation_fraction, 2000)}
+    for role, (fraction, most) in shares.items():
         if role in readable:
             roles[role] = (role, readable[role])
         else:
@@ -131,3 +129,29 @@ def _hold_out(indices: Tensor, fraction: float, most: int, needed: int, role: st
     # Seed 0, not the run's: every run must be measured on the same images.
     order = torch.randperm(count, generator=rng.generator(0, f"split {role}"))
     return indices[order[held:].sort().values], indices[order[:held].sort().values]
+
+
+class BatchOrder:
+    """Batches drawn from an endless row of epochs, each an independent random permutation of the images.
+
+    Batches run across the ends of epochs, so that every batch is full and no image is dropped. They are a function of
+    (seed, step), so that a resumed run needs no replay.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        """Order ``size`` images in batches of ``batch_size`` (which may be larger than ``size``)."""
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self._permutations: dict[int, Tensor] = {}
+
+    def indices(self, step: int) -> Tensor:
+        """Return the images of the batch of ``step`` (from 0): (batch_size,) int64 in 0..size-1."""
+        first, begin = divmod(step * self.batch_size, self.size)  # the epoch in which it begins, and where
+        last = first + (begin + self.batch_size - 1) // self.size
+        # Only the epochs of this batch are kept: steps are nearly always asked for in order.
+        self._permutations = {e: self._permutation(e) for e in range(first, last + 1)}
+        return torch.cat(list(self._permutations.values()))[begin : begin + self.batch_size]
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch in self._permutations:
+            return self._permutations[epoch]
+        return torch.randperm(self.size, generator=rng.generator(self.seed, "data order", epoch))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -19,11 +19,10 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.config import DataConfig
-from goalgen.data.decoded import decoded_key, is_table, load_decoded, store_decoded
+from goalgen.data import tables
 from goalgen.data.images import EXTENSIONS, binarize_images, decode_image, inspect_image, parse_colour, to_bytes, walk
 from goalgen.data.records import Records, Source, encode_labels, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
-from goalgen.data.tables import open_hub, open_parquet, parquet_splits
 from goalgen.errors import GoalgenError
 
 LARGE = 4 * 2**30
@@ -49,13 +48,13 @@ def load_data(config: DataConfig) -> Splits:
         return _digits(config)
     path = Path(config.data).expanduser()
     if not path.exists():
-        return _decode_splits(open_hub(config.data), config)[0]
-    key = decoded_key(path, config)
-    if key is not None and (found := load_decoded(key, config)) is not None:
+        return _decode_splits(tables.open_hub(config.data), config)[0]
+    key = tables.decoded_key(path, config)
+    if key is not None and (found := tables.load_decoded(key, config)) is not None:
         return found
     splits, whole = _decode_splits(_open_path(path), config)
     if key is not None and whole:
-        store_decoded(key, splits)
+        tables.store_decoded(key, splits)
     return splits
 
 
@@ -81,15 +80,13 @@ def _check(config: DataConfig) -> None:
 def _open_path(path: Path) -> Source:
     if path.is_file():
         if path.suffix.lower() == ".parquet":
-            return open_parquet(path.stem, {"train": [path]}, path.parent)
+            return tables.open_parquet(path.stem, {"train": [path]}, path.parent)
         if path.suffix.lower() in EXTENSIONS:
             raise GoalgenError(f"{path} is a single image; give a folder of images")
         raise GoalgenError(f"{path} is neither a folder of images nor a .parquet file")
     name = path.resolve().name or str(path)
-    tables = [p for p in walk(path) if is_table(p)]
-    if tables:
-        return open_parquet(name, parquet_splits(tables, path), path)
-    return open_folder(name, path)
+    files = [p for p in walk(path) if tables.is_table(p)]
+    return tables.open_parquet(name, tables.parquet_splits(files, path), path) if files else open_folder(name, path)
 
 
 def _decode_splits(source: Source, config: DataConfig) -> tuple[Splits, bool]:
@@ -164,17 +161,14 @@ def _decode(
         raise GoalgenError(f"no memory for {need:.1f} GiB of images; set --limit or a smaller --image-size") from None
     wanted = set(chosen.tolist())
     kept: list[int] = []
-    how: dict[str, Any] = {
-        "channels": shape[0],
-        "image_size": shape[1:],
-        "fit": config.fit,
-        "background": config.background,
-    }
+    decode = partial(
+        decode_image, channels=shape[0], image_size=shape[1:], fit=config.fit, background=config.background
+    )
     for index, (name, item) in enumerate(records.read()):
         if index not in wanted or item is None:
             continue
         try:
-            images[len(kept)] = decode_image(item, **how, name=name)
+            images[len(kept)] = decode(item, name=name)
         except GoalgenError as error:
             _note(corrupt, name, error, config)
             continue
@@ -200,9 +194,9 @@ def _digits(config: DataConfig) -> Splits:
     images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]  # (1797, 1, 8, 8), levels 0..16
     levels = 17
     if config.image_size not in (None, (8, 8)):
-        how: dict[str, Any] = {"image_size": config.image_size, "fit": config.fit, "background": config.background}
+        decode = partial(decode_image, image_size=config.image_size, fit=config.fit, background=config.background)
         pictures = map(Image.fromarray, to_bytes(images, levels)[:, 0].numpy())
-        images, levels = torch.stack([decode_image(p, **how) for p in pictures]), 256  # there are levels between the 17
+        images, levels = torch.stack([decode(p) for p in pictures]), 256  # there are levels between the 17
     if config.channels == 3:
         images = images.expand(-1, 3, -1, -1).contiguous()
     whole = ImageSet(images, levels, torch.from_numpy(digits.target).to(torch.int64))

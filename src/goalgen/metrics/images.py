@@ -1,8 +1,8 @@
-"""How images (N, C, height, width) reach an extractor: checked, averaged down, in [-1, 1] and in batches."""
+"""What an extractor of features is, and how images reach it: checked, averaged down, in [-1, 1] and in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,30 @@ def shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if tuple(x.shape[-2:]) == size else F.adaptive_avg_pool2d(x, size)
 
 
-def in_batches(images: Tensor, extract: Callable[[Tensor], Tensor], size: int = BATCH) -> Tensor:
-    """Return the rows that ``extract`` makes of ``size`` images at a time, without gradients."""
-    with torch.no_grad():
-        return torch.cat([extract(batch.cpu()) for batch in images.split(size)])
+class Features(ABC):
+    """A feature extractor.
+
+    Attributes:
+        name: what to print beside a number, for instance "classifier-64 (goalgen, digits)".
+        key: identifies the extractor and its weights, for caches.
+        shape: (C, height, width) of the images it takes; None: any.
+    """
+
+    name: str
+    key: str
+    shape: tuple[int, ...] | None = None
+    batch_size = BATCH
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, levels: int) -> Tensor:
+        """Return features (N, D) float32 of uint8 images (N, C, height, width).
+
+        Raises:
+            GoalgenError: images that the extractor does not take, or levels out of range.
+        """
+        check_images(images, levels, shape=self.shape)
+        return torch.cat([self.extract(batch.cpu(), levels) for batch in images.split(self.batch_size)])
+
+    @abstractmethod
+    def extract(self, images: Tensor, levels: int) -> Tensor:
+        """Return the features of one batch of images, which have been checked."""

@@ -14,15 +14,17 @@ from torch import Tensor
 
 from goalgen.cache import cache_key, fingerprint
 from goalgen.errors import GoalgenError
-from goalgen.metrics.images import check_images, in_batches
+from goalgen.metrics.images import Features
 
 
-class InceptionFeatures:
+class InceptionFeatures(Features):
     """The 2,048 pooled features of the FID's Inception network, through torch-fidelity.
 
     The only features with which a Frechet distance may be called FID, and comparable with published
     numbers only with the official weights, which :attr:`name` tells apart.
     """
+
+    batch_size = 32
 
     def __init__(self) -> None:
         """Build the network with the weights in $GOALGEN_INCEPTION, a state dictionary as .pth or .safetensors.
@@ -53,21 +55,10 @@ class InceptionFeatures:
         self.name = f"inception-2048 (weights {Path(path).name})" if path else "inception-2048 (torch-fidelity)"
         self.key = cache_key("inception", fingerprint(state))
 
-    def __call__(self, images: Tensor, levels: int) -> Tensor:
-        """Return features (N, 2048) float32 of uint8 images (N, 1 or 3, height, width) of any size.
-
-        Raises:
-            GoalgenError: not uint8 images of 1 or 3 channels, or levels out of range.
-        """
-        check_images(images, levels)
+    def extract(self, images: Tensor, levels: int) -> Tensor:
         if images.shape[1] not in (1, 3):
             raise GoalgenError(f"Inception features need grey or RGB images, not {images.shape[1]} channels")
-
-        def extract(batch: Tensor) -> Tensor:
-            bytes_ = (batch.float() * (255 / (levels - 1))).round().to(torch.uint8).expand(-1, 3, -1, -1)
-            return self._network(bytes_)[0]
-
-        return in_batches(images, extract, size=32)
+        return self._network((images.float() * (255 / (levels - 1))).round().to(torch.uint8).expand(-1, 3, -1, -1))[0]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

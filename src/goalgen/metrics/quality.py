@@ -9,7 +9,7 @@ from torch import Tensor
 
 from goalgen.cache import cache_key, fingerprint, load_or_make
 from goalgen.errors import GoalgenError
-from goalgen.metrics.features import Features
+from goalgen.metrics.images import Features
 from goalgen.metrics.statistics import (
     FeatureMoments,
     density_coverage,
@@ -122,29 +122,23 @@ def sample_quality(
 ) -> dict[str, float | str | int]:
     """Measure samples against the training images, and held-out images in the same way as the reference.
 
-    The Frechet distance, precision, recall, density and coverage all depend on the number of images. So
-    both sides are cut to the same n = min(num_samples, len(held_out)), and a metric may be compared
-    with its ``_reference``. Give as many samples as there are held-out images to use all of both; numbers
-    of two models compare only at the same ``num_samples``.
+    Most metrics depend on the number of images. So both sides are cut to the same n = min(num_samples, len(held_out)), and
+    a metric may be compared with its ``_reference``; numbers of two models compare only at the same ``num_samples``.
 
     Args:
-        samples: images to judge, in batches (B, C, height, width) uint8 of grey levels 0..levels-1, which are
-            measured and let go.
+        samples: images to judge, in batches (B, C, height, width) uint8 of grey levels 0..levels-1.
         train: all training images, (N, C, height, width) uint8, N at least 6. The Frechet and the nearest-image
             distances use every one, the other metrics at most 10,000 (the first of a fixed permutation).
         held_out: images of the same distribution that training did not see, likewise.
-        levels: number of grey levels.
         features: see :func:`goalgen.metrics.make_features`.
-        train_fingerprint: identifies the training images for the cache of what is computed from them and
-            from the held-out images.
+        train_fingerprint: identifies the training images for the cache.
         num_samples: how many samples come in all, at least 6.
 
     Returns:
         frechet_distance, kernel_distance (in squared units of the features), precision, recall, density,
         coverage and nearest_train_distance (mean over images of the root mean square pixel difference to
         the nearest training image, grey levels as 0..1; well below its reference it means memorisation).
-        Of each the same for held-out images: frechet_reference, kernel_reference, precision_reference
-        and so on. Also features (their name), num_samples (n above) and num_reference (training images).
+        Of each the same for held-out images: frechet_reference, and so on. Also features (their name), num_samples (n above) and num_reference (training images).
 
     Raises:
         GoalgenError: a set of fewer than 6 images, of another shape or type, or grey levels out of range.

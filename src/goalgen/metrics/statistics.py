@@ -130,10 +130,8 @@ def precision_recall(real: Tensor, fake: Tensor, k: int, real_radii: Tensor) -> 
 
     Kynkaanniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models", 2019:
     precision is the share of fakes inside a ball around some real image that reaches to its k-th nearest
-    real neighbour; recall is the same with the roles exchanged. Balls are closed.
-
-    Args:
-        real_radii: :func:`squared_radii` of ``real`` for this k.
+    real neighbour; recall is the same with the roles exchanged. Balls are closed. ``real_radii`` are the
+    :func:`squared_radii` of ``real`` for this k.
     """
     x, y = _centre(real, fake)
     precision = _covering_counts(y, x, real_radii) > 0
@@ -147,9 +145,7 @@ def density_coverage(real: Tensor, fake: Tensor, k: int, real_radii: Tensor) -> 
     Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020: density is the
     mean number of balls around ``real`` (N, D), reaching to the k-th nearest real neighbour, that hold a
     fake, over k; coverage is the share of real balls that hold at least one fake. Balls are closed.
-
-    Args:
-        real_radii: :func:`squared_radii` of ``real`` for this k.
+    ``real_radii`` are the :func:`squared_radii` of ``real`` for this k.
     """
     x, y = _centre(real, fake)
     density = _covering_counts(y, x, real_radii).double().mean() / k

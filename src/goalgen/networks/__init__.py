@@ -6,7 +6,7 @@ from goalgen.networks.mlp import MLPOpening, MLPTop, MLPTrunk
 from goalgen.networks.transformer import TransformerTop, TransformerTrunk
 from goalgen.networks.unet import UNetTop, UNetTrunk
 
-KINDS: dict[str, tuple[type, type]] = {
+KINDS: dict[str, tuple[type[Trunk], type[Top]]] = {
     "mlp": (MLPTrunk, MLPTop),
     "transformer": (TransformerTrunk, TransformerTop),
     "unet": (UNetTrunk, UNetTop),
@@ -22,8 +22,7 @@ def make_trunk(spec: NetworkSpec, channels: int, depth: int) -> Trunk:
     """
     if spec.kind not in KINDS:
         raise GoalgenError(f"no network is called {spec.kind!r}; there are: {', '.join(sorted(KINDS))}")
-    trunk: Trunk = KINDS[spec.kind][0](spec, channels, depth)
-    return trunk
+    return KINDS[spec.kind][0](spec, channels, depth)
 
 
 def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = True) -> Torso:
@@ -39,10 +38,9 @@ def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = Tru
     """
     if not reads and spec.kind != "mlp":
         raise GoalgenError(f"--no-read-start needs --network mlp, not {spec.kind}")
-    first = spec.depth if spec.kind == "unet" else spec.depth // 2
+    first, second = (spec.depth, spec.depth) if spec.kind == "unet" else (spec.depth // 2, spec.depth - spec.depth // 2)
     trunk = make_trunk(spec, spec.shape[0] if channels is None else channels, first) if reads else MLPOpening(spec)
-    top: Top = KINDS[spec.kind][1](spec, spec.depth if spec.kind == "unet" else spec.depth - first)
-    return Torso(spec, trunk, top)
+    return Torso(spec, trunk, KINDS[spec.kind][1](spec, second))
 
 
 __all__ = [

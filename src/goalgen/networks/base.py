@@ -6,6 +6,7 @@ the trunk, and what is drawn depends on both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,8 @@ class NetworkSpec:
     patch: int
     num_labels: int = 0
     """classes that it is told; 0: none"""
+    memory: int = 0
+    """numbers that it is told, of stages before; 0: none"""
 
     @property
     def pixels(self) -> int:
@@ -67,7 +70,7 @@ class Trunk(nn.Module):
     width: int
     """M"""
 
-    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> Middle:
+    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
         """Read images (B, channels, height, width) at steps ``h``, (B,) or (1,), with labels (B,)."""
         raise NotImplementedError
 
@@ -103,9 +106,11 @@ class Torso(nn.Module):
         self.num_features, self.num_context = top.num_features, top.num_context
         self.position_pixels = spec.pixels if top.patch == 0 else spec.shape[0] * top.patch**2
 
-    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Features (B, F, positions) and context (B, num_context)."""
-        return self.top(self.trunk(h, image, label))
+        return self.top(self.trunk(h, image, label, memory))
 
     def assemble(self, pixels: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """Pixels (..., position_pixels, positions) as images (..., C, height, width)."""
@@ -117,27 +122,17 @@ class Torso(nn.Module):
 
 
 def draw(features: Tensor, weight: Tensor) -> Tensor:
-    """Pixels (B, count, D, P), linear in the features of their position.
-
-    One product of two matrices: a batched one, with the weights broadcast, is ten times slower on a CPU.
-
-    Args:
-        features: (B, F, P).
-        weight: (count, D, F).
-    """
+    """Pixels (B, count, D, P), linear by ``weight`` (count, D, F) in the ``features`` (B, F, P) of their position."""
+    # One product of two matrices: a batched one, with the weights broadcast, is ten times slower on a CPU.
     rows = features.transpose(1, 2).flatten(0, 1)  # (B P, F)
     flat = F.linear(rows, weight.flatten(0, 1))  # (B P, count D)
     return flat.unflatten(1, weight.shape[:2]).unflatten(0, (len(features), -1)).permute(0, 2, 3, 1)
 
 
 class ImageHead(nn.Module):
-    """``count`` images that are linear in the features, each with an image of its own at every step.
+    """``count`` images that are linear in a torso's features, each with an image of its own at every step.
 
-    Args:
-        torso: whose features are read.
-        spec: its specification.
-        count: images.
-        scale: size of the images when training begins, 0 for none.
+    ``scale`` is the size of the images when training begins, 0 for none.
     """
 
     matrices = ("weight",)
@@ -161,17 +156,31 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
     return found + [part.get_parameter(name) for part in module.modules() for name in getattr(part, "matrices", ())]
 
 
+class Recall(nn.Module):
+    """Memory (B, numbers) as a map (B, *shape), linear in it."""
+
+    def __init__(self, memory: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.map = shape, nn.Linear(memory, math.prod(shape))
+
+    def forward(self, memory: Tensor) -> Tensor:
+        return self.map(memory).unflatten(1, self.shape)
+
+
 class Conditioning(nn.Module):
-    """Step and label as one vector (B, width)."""
+    """Step, label and memory as one vector (B, width)."""
 
     def __init__(self, spec: NetworkSpec, width: int) -> None:
         super().__init__()
         self.step = nn.Embedding(spec.horizon, width)
         self.label = nn.Embedding(spec.num_labels, width) if spec.num_labels else None
         self.mix = nn.Linear(width, width)
+        self.memory = nn.Linear(spec.memory, width) if spec.memory else None
 
-    def forward(self, h: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, h: Tensor, label: Tensor | None, memory: Tensor | None) -> Tensor:
         vector = self.step(h)
         if self.label is not None:
             vector = vector + self.label(label)
+        if self.memory is not None:
+            vector = vector + self.memory(memory)
         return F.silu(self.mix(F.silu(vector)))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goalgen.networks.base import Middle, NetworkSpec, Top, Trunk
+from goalgen.networks.base import Middle, NetworkSpec, Recall, Top, Trunk
 
 
 class ResidualBlock(nn.Module):
@@ -37,11 +37,14 @@ class MLPTrunk(Trunk):
         nn.init.normal_(self.step.weight, std=0.1)
         self.label = nn.Embedding(spec.num_labels, spec.width) if spec.num_labels else None
         self.blocks = nn.ModuleList(ResidualBlock(spec.width, spec.horizon, spec.dropout) for _ in range(depth))
+        self.recall = Recall(spec.memory, (spec.width,)) if spec.memory else None
 
-    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> Middle:
+    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
         x = self.input(image.flatten(1)) + self.step(h)  # (B, width)
         if self.label is not None:
             x = x + self.label(label)
+        if self.recall is not None:
+            x = x + self.recall(memory)
         for block in self.blocks:
             x = block(x, h)
         return Middle(x.unsqueeze(1), h, [])
@@ -54,9 +57,12 @@ class MLPOpening(Trunk):
         super().__init__()
         self.positions, self.width = 1, spec.width
         self.vector = nn.Parameter(torch.randn(max(spec.num_labels, 1), spec.width) * 0.1)
+        self.recall = Recall(spec.memory, (spec.width,)) if spec.memory else None
 
-    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> Middle:
+    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
         rows = self.vector.expand(len(image), -1) if label is None else self.vector[label]
+        if self.recall is not None:
+            rows = rows + self.recall(memory)
         return Middle(rows.unsqueeze(1), h, [])
 
 

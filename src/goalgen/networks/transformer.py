@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goalgen.errors import GoalgenError
-from goalgen.networks.base import Conditioning, Middle, NetworkSpec, Top, Trunk
+from goalgen.networks.base import Conditioning, Middle, NetworkSpec, Recall, Top, Trunk
 
 
 def patch_grid(spec: NetworkSpec) -> tuple[int, int]:
@@ -60,18 +62,19 @@ class TransformerTrunk(Trunk):
 
     def __init__(self, spec: NetworkSpec, channels: int, depth: int) -> None:
         super().__init__()
-        rows, columns = patch_grid(spec)
-        self.positions, self.width, self.grid = rows * columns, spec.width, (rows, columns)
-        patch = spec.patch
-        self.input = nn.Conv2d(channels, spec.width, patch + 2, stride=patch, padding=1)
+        self.positions, self.width = math.prod(patch_grid(spec)), spec.width
+        self.input = nn.Conv2d(channels, spec.width, spec.patch + 2, stride=spec.patch, padding=1)
         self.place = nn.Parameter(torch.randn(self.positions, spec.width) * 0.1)
         self.condition = Conditioning(spec, spec.width)
         heads = number_of_heads(spec.width)
         self.blocks = nn.ModuleList(TransformerBlock(spec.width, heads, spec.dropout) for _ in range(depth))
+        self.recall = Recall(spec.memory, (self.positions, spec.width)) if spec.memory else None
 
-    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> Middle:
-        condition = self.condition(h, label)
+    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
+        condition = self.condition(h, label, memory)
         x = self.input(image).flatten(2).transpose(1, 2) + self.place  # (B, P, width)
+        if self.recall is not None:
+            x = x + self.recall(memory)
         for block in self.blocks:
             x = block(x, condition)
         return Middle(x, condition, [])

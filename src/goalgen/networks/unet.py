@@ -12,21 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goalgen.networks.base import Conditioning, Middle, NetworkSpec, Top, Trunk
+from goalgen.networks.base import Conditioning, Middle, NetworkSpec, Recall, Top, Trunk
 from goalgen.networks.transformer import number_of_heads, patch_grid
 
 
-def level_sides(spec: NetworkSpec) -> list[tuple[int, int]]:
-    """Rows and columns of the maps from the finest to the coarsest: halved while both are even and above 4, twice at most."""
+def level_sizes(spec: NetworkSpec) -> tuple[list[tuple[int, int]], list[int]]:
+    """Rows and columns, and channels, of the maps from the finest to the coarsest.
+
+    The sides are halved while both are even and above 4, twice at most; there are ``width`` channels at the finest, twice as
+    many below.
+    """
     sides = [patch_grid(spec)]
     while len(sides) < 3 and all(side % 2 == 0 and side > 4 for side in sides[-1]):
         sides.append((sides[-1][0] // 2, sides[-1][1] // 2))
-    return sides
-
-
-def level_widths(spec: NetworkSpec) -> list[int]:
-    """Channels of the maps: ``width`` at the finest, twice as many below."""
-    return [spec.width if i == 0 else 2 * spec.width for i in range(len(level_sides(spec)))]
+    return sides, [spec.width, *(2 * spec.width for _ in sides[1:])]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -53,6 +52,11 @@ class ConvBlock(nn.Module):
         return self.skip(x) + self.conv2(F.dropout(y, self.dropout, self.training))
 
 
+def conv_blocks(before: int, after: int, depth: int, spec: NetworkSpec) -> nn.ModuleList:
+    """``depth`` blocks, the first of which changes the number of channels."""
+    return nn.ModuleList(ConvBlock(after if i else before, after, 2 * spec.width, spec.dropout) for i in range(depth))
+
+
 class Attention(nn.Module):
     """Self-attention over all positions of a map, added to it."""
 
@@ -74,27 +78,23 @@ class UNetTrunk(Trunk):
 
     def __init__(self, spec: NetworkSpec, channels: int, depth: int) -> None:
         super().__init__()
-        sides, widths = level_sides(spec), level_widths(spec)
-        self.sides, self.width = sides[-1], widths[-1]
-        self.positions = self.sides[0] * self.sides[1]
-        embedding = 2 * spec.width
-        self.condition = Conditioning(spec, embedding)
+        sides, widths = level_sizes(spec)
+        self.positions, self.width = math.prod(sides[-1]), widths[-1]
+        self.condition = Conditioning(spec, 2 * spec.width)
         self.input = nn.Conv2d(channels, spec.width, spec.patch + 2, stride=spec.patch, padding=1)
         self.place = nn.Parameter(torch.randn(spec.width, *sides[0]) * 0.1)
-        self.levels = nn.ModuleList()
-        self.down = nn.ModuleList()
-        before = spec.width
-        for width in widths:
-            blocks = [ConvBlock(before if i == 0 else width, width, embedding, spec.dropout) for i in range(depth)]
-            self.levels.append(nn.ModuleList(blocks))
-            before = width if blocks else before
-        for width in widths[:-1]:
-            self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+        pairs = zip([spec.width, *widths[:-1]], widths, strict=True)
+        self.levels = nn.ModuleList(conv_blocks(before, width, depth, spec) for before, width in pairs)
+        self.down = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
         self.attention = Attention(self.width)
+        maps = [(spec.width, *sides[0]), (self.width, *sides[-1])] if spec.memory else []
+        self.recall = nn.ModuleList(Recall(spec.memory, shape) for shape in maps)  # memory as maps, finest and coarsest
 
-    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None) -> Middle:
-        condition = self.condition(h, label)
+    def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
+        condition = self.condition(h, label, memory)
         x = self.input(image) + self.place
+        if memory is not None:
+            x = x + self.recall[0](memory)
         skips = []
         for i, blocks in enumerate(self.levels):
             for block in blocks:  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ class UNetTrunk(Trunk):
             if i < len(self.down):
                 skips.append(x)
                 x = self.down[i](x)
-        x = self.attention(x)
+        x = self.attention(x if memory is None else x + self.recall[1](memory))
         return Middle(x.flatten(2).transpose(1, 2), condition, skips)
 
 
@@ -111,16 +111,12 @@ class UNetTop(Top):
 
     def __init__(self, spec: NetworkSpec, depth: int) -> None:
         super().__init__()
-        sides, widths = level_sides(spec), level_widths(spec)
+        sides, widths = level_sizes(spec)
         self.sides, self.grid, self.patch = sides[-1], sides[0], spec.patch
         self.num_features, self.num_context, self.dropout = spec.head_width, spec.width, spec.dropout
-        embedding = 2 * spec.width
-        self.middle = ConvBlock(widths[-1], widths[-1], embedding, spec.dropout)
-        self.levels = nn.ModuleList()
-        for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
-            blocks = [ConvBlock(coarse + fine, fine, embedding, spec.dropout)]
-            blocks += [ConvBlock(fine, fine, embedding, spec.dropout) for _ in range(depth - 1)]
-            self.levels.append(nn.ModuleList(blocks))
+        self.middle = ConvBlock(widths[-1], widths[-1], 2 * spec.width, spec.dropout)
+        pairs = zip(widths[:0:-1], widths[-2::-1], strict=True)
+        self.levels = nn.ModuleList(conv_blocks(coarse + fine, fine, depth, spec) for coarse, fine in pairs)
         self.norm = group_norm(widths[0])
         self.head = nn.Conv2d(widths[0], spec.head_width, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ Names = Sequence[str] | None
 """The names of goals, where they have any."""
 
 
+@dataclass(repr=False, eq=False)
 class Start(ABC):
     """Initial states of one shape.
 
@@ -31,11 +33,9 @@ class Start(ABC):
         needs_goal: states are a function of the goals, which must then be passed.
     """
 
+    spec: str
+    shape: Shape
     needs_goal = False
-
-    def __init__(self, spec: str, shape: Shape) -> None:
-        self.spec = spec
-        self.shape = shape
 
     def __call__(
         self, batch: int, *, goals: Tensor | None = None, names: Names = None, generator: Generator | None = None
@@ -63,6 +63,10 @@ class Start(ABC):
         states = self._states(batch, goals, names, generator)
         return states if goals is None else states.to(goals.device)
 
+    def pairs_with(self, names: Names) -> bool:
+        """Return whether every one of the goals called ``names`` has an initial state of its own, by name."""
+        return False
+
     @abstractmethod
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:
         """Return the states; the arguments have been checked."""
@@ -76,14 +80,18 @@ class Start(ABC):
         return f"{type(self).__name__}({self.spec!r}, shape={self.shape})"
 
 
+@dataclass(repr=False, eq=False)
 class ImageStart(Start):
     """One image for all: the mean, a constant, an image file."""
 
-    def __init__(self, spec: str, shape: Shape, image: Tensor) -> None:
-        super().__init__(spec, shape)
-        if tuple(image.shape) != shape:
-            raise GoalgenError(f"the image of the start {spec!r} must be {shape}, not {tuple(image.shape)}")
-        self.image = image.to(torch.float32)
+    image: Tensor
+
+    def __post_init__(self) -> None:
+        if tuple(self.image.shape) != self.shape:
+            raise GoalgenError(
+                f"the image of the start {self.spec!r} must be {self.shape}, not {tuple(self.image.shape)}"
+            )
+        self.image = self.image.to(torch.float32)
 
     @classmethod
     def of_file(cls, spec: str, shape: Shape, data: DataConfig) -> ImageStart:
@@ -101,26 +109,23 @@ class ImageStart(Start):
         return self.image.expand(batch, *self.shape).clone()
 
 
+@dataclass(repr=False, eq=False)
 class GoalStart(Start):
     """States that are a function of the goals."""
 
+    function: Callable[[Tensor], Tensor]
     needs_goal = True
-
-    def __init__(self, spec: str, shape: Shape, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(spec, shape)
-        self.function = function
 
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:
         assert goals is not None  # __call__ has checked
         return self.function(goals.to(torch.float32))
 
 
+@dataclass(repr=False, eq=False)
 class NoiseStart(Start):
     """Gaussian noise around mid-grey, with a standard deviation in units of [-1, 1]."""
 
-    def __init__(self, spec: str, shape: Shape, std: float) -> None:
-        super().__init__(spec, shape)
-        self.std = std
+    std: float
 
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:
         source = self._generator(generator)

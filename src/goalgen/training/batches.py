@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,38 +12,21 @@ from goalgen.config import Config
 from goalgen.data import BatchOrder, ImageSet, augment_shift, binarize_images, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.family import Draws, Family
-from goalgen.starts import FolderStart, Start
+from goalgen.starts import Start
 from goalgen.task import Task
 
 
-@dataclass
-class Batch:
-    """One process's rows of a batch."""
+class Batch(NamedTuple):
+    """One process's rows of a batch, on the device of the weights."""
 
     task: Task
     draws: Draws
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on ``device``."""
-        return Batch(self.task.to(device), {name: drawn.to(device) for name, drawn in self.draws.items()})
-
-    def rows(self, keep: slice) -> Batch:
-        """Some of its examples."""
-        return Batch(self.task.rows(keep), {name: drawn[:, keep] for name, drawn in self.draws.items()})
-
-
-def pairing_names(start: Start, images: ImageSet) -> tuple[str, ...] | None:
-    """Names by which a folder of starts is paired with ``images``; None where it is sampled instead."""
-    if isinstance(start, FolderStart) and images.names is not None and start.pairs_with(images.names):
-        return images.names
-    return None
 
 
 def conditional_on(family: Family, start: Start, paired: bool) -> list[str]:
     """What a bound is given besides a start that knows nothing of the goal: it bounds -log p(image given these).
 
-    Args:
-        paired: whether the start is the goal's partner in a folder.
+    A start knows of the goal that is a function of it, or ``paired``, its partner in a folder.
     """
     told = ["label"] if family.num_labels else []
     return told + ([f"start {start.spec}"] if start.needs_goal or paired else [])
@@ -51,9 +34,7 @@ def conditional_on(family: Family, start: Start, paired: bool) -> list[str]:
 
 def mean_image(images: ImageSet) -> Tensor:
     """Mean of the training images in [-1, 1], (C, height, width)."""
-    total = torch.zeros(images.shape, dtype=torch.float64)
-    for chunk in images.images.split(4096):
-        total += chunk.double().sum(0)
+    total = torch.stack([chunk.double().sum(0) for chunk in images.images.split(4096)]).sum(0)
     return (total / len(images) / (images.levels - 1) * 2 - 1).float()
 
 
@@ -76,7 +57,7 @@ class Batches:
                 f"make it a multiple of {world * self.episodes}"
             )
         self.order = BatchOrder(len(train), size // self.episodes, config.seed)
-        self.names = pairing_names(start, train)
+        self.names = train.names if start.pairs_with(train.names) else None
         self.rows = slice(rank * size // world, (rank + 1) * size // world)
 
     def __call__(self, step: int) -> Batch:
@@ -99,4 +80,5 @@ class Batches:
             assert self.train.labels is not None
             label = self.train.labels[indices]
         task = Task(start, goals, label, names).repeat(self.episodes)
-        return Batch(task, self.family.draw(len(task), stream)).rows(self.rows)
+        draws, device = self.family.draw(len(task), stream), self.family.device
+        return Batch(task.rows(self.rows).to(device), {k: drawn[:, self.rows].to(device) for k, drawn in draws.items()})

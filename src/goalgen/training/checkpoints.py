@@ -37,17 +37,8 @@ class Progress:
     """What the steps since the last record of the log measured, for the next record to be whole."""
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The state of an optimiser by the names of the model's parameters: "<parameter>/<name>"."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` took."""
+    """Put back the state that :func:`save_checkpoint` took, by the names of the model's parameters."""
     place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     index = {name: place[id(p)] for name, p in model.named_parameters() if id(p) in place}
     state: dict[int, dict[str, Tensor]] = {}
@@ -59,20 +50,21 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
 
 def save_checkpoint(
     folder: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, keep: int
-) -> Path:
+) -> None:
     """Write DIR/checkpoints/step-N atomically, then remove all but the newest ``keep``."""
     path = folder / "checkpoints" / f"step-{progress.step:08d}"
 
     def fill(temporary: Path) -> None:
         save_tensors(temporary / "raw.safetensors", model.state_dict(), {"weights": "raw"})
         save_tensors(temporary / "ema.safetensors", ema.state_dict(), {"weights": "ema"})
-        save_tensors(temporary / "optimizer.safetensors", optimizer_tensors(optimizer, model))
+        state = {name: optimizer.state.get(parameter, {}) for name, parameter in model.named_parameters()}
+        flat = {f"{name}/{key}": torch.as_tensor(value) for name, own in state.items() for key, value in own.items()}
+        save_tensors(temporary / "optimizer.safetensors", flat)
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
 
     write_folder(path, fill)
     for old in list_checkpoints(folder)[: -max(keep, 1)]:
         shutil.rmtree(old, ignore_errors=True)
-    return path
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -7,7 +7,6 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,8 +33,7 @@ from goalgen.training.log import cut_log
 from goalgen.training.machine import StopSignal, choose_precision, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
 from goalgen.training.preparation import check_config, count_labels, prepare_folder
-from goalgen.training.snapshots import draw_snapshot
-from goalgen.training.validation import validation_bound
+from goalgen.training.validation import draw_snapshot, validation_bound
 
 DEFAULT_SECONDS = 600.0
 """Length of a run for which neither steps nor seconds are given."""
@@ -72,14 +70,14 @@ class Trainer:
     """One run. :func:`train` is the way in; the class is for those who change the loop."""
 
     def __init__(self, config: Config, data: Splits) -> None:
-        self.config, self.settings = config, config.training
-        self.data = data
+        self.config, self.settings, self.data = config, config.training, data
         self.shape = data.train.shape
         self.levels = 2 if data.binarize else data.train.levels
         num_labels = count_labels(data) if config.model.condition == "label" else 0
         family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
         self.accelerator = make_accelerator(config, choose_precision(self.settings.precision, family))
         self.main = self.accelerator.is_main_process
+        self.silent = self.settings.quiet or not self.main
         self.start = make_start(config.model.start, self.shape, mean_image(data.train), config.data)
         self.batches = Batches(
             config, data.train, data.binarize, self.start, family,
@@ -103,13 +101,13 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the end, a signal, or a loss that is not finite."""
         self._resume()
-        if not self._silent() and sys.stderr.isatty():
+        if not self.silent and sys.stderr.isatty():
             print(describe_size(self.family), file=sys.stderr)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
             self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
         bar = tqdm(
-            total=self._total(), initial=self._position(), unit="", disable=True if self._silent() else None,
+            total=self._total(), initial=self._position(), unit="", disable=True if self.silent else None,
             bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
         )  # fmt: skip
         self.clock = time.perf_counter() - self.progress.seconds
@@ -121,18 +119,14 @@ class Trainer:
                 names, values = measured(learned)
                 self.window.append(values)
                 step = self.progress.step
+                bar.n = self._position()
                 if step % self.settings.log_every == 0:
                     rate_now = (step - mark[1]) * self.settings.batch_size / (time.perf_counter() - mark[0])
                     record = self._log(names, rate_now)
                     mark = (time.perf_counter(), step)
                     bar.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim, {rate_now:,.0f} images/s")
-                bar.n = self._position()
-                bar.refresh() if step % self.settings.log_every == 0 else None
                 self._at_intervals()
         return self._end()
-
-    def _silent(self) -> bool:
-        return self.settings.quiet or not self.main
 
     def _total(self) -> float:
         return self.settings.max_steps or self.settings.max_seconds or DEFAULT_SECONDS
@@ -160,20 +154,18 @@ class Trainer:
 
     def _done(self) -> float:
         """Share of the run that lies behind. With --max-steps it is a function of the step alone."""
-        if self.settings.max_steps:
-            return self.progress.step / self.settings.max_steps
-        return self.progress.seconds / (self.settings.max_seconds or DEFAULT_SECONDS)
+        return (self.progress.step if self.settings.max_steps else self.progress.seconds) / self._total()
 
     def _step(self) -> Learned:
         settings, step = self.settings, self.progress.step
-        batch = self.batches(step).to(self.accelerator.device)
+        task, draws = self.batches(step)
         factor = rate(settings, step, self._done())
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         seed_dropout(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
         if not self.learner.training:
             self.learner.train()
-        learned: Learned = self.learner(batch.task, batch.draws, Clock(step, self._done()))
+        learned: Learned = self.learner(task, draws, Clock(step, self._done()))
         self.optimizer.zero_grad()
         self.accelerator.backward(learned.loss)
         self._check_and_clip(learned)
@@ -181,7 +173,10 @@ class Trainer:
         self.progress.step = step + 1
         self.ema.update(self.family, step + 1)
         seen = {name: self._mean(value) for name, value in learned.seen.items()}
-        streams = partial(_stream, self.config.seed, step)
+
+        def streams(name: str) -> torch.Generator:
+            return rng.generator(self.config.seed, name, step)
+
         counted = self.family.after_step(AfterStep(step + 1, seen, self.ema.module, self.optimizer, streams))
         for name, count in counted.items():
             self.progress.counts[name] = self.progress.counts.get(name, 0) + count
@@ -189,10 +184,7 @@ class Trainer:
 
     def _mean(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        mean: Tensor = self.accelerator.reduce(value, "mean")
-        return mean
+        return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, "mean")
 
     def _check_and_clip(self, learned: Learned) -> None:
         """Stop at a loss or gradient that is not finite; shorten the gradients that are too long, S-agent's and GC-agent's apart.
@@ -230,7 +222,7 @@ class Trainer:
         last = self._is_last_step()
         if step % settings.eval_every == 0 or last:
             self._validate()
-        if settings.picture_every and step % settings.picture_every == 0 and self.main:
+        if settings.picture_every and step % settings.picture_every == 0:
             self._pictures()
         self.progress.seconds = time.perf_counter() - self.clock
         due = self.progress.seconds - self.saved_at >= settings.checkpoint_seconds
@@ -275,9 +267,11 @@ class Trainer:
             save_model(self.config.out / name, self.config, self.ema.module, self.family, image, facts)
 
     def _pictures(self) -> None:
-        draw_snapshot(
-            self.ema.module, self.data.validation, self.start, self.config.seed, self.config.out / "pictures", self.progress.step
-        )  # fmt: skip
+        if self.main:
+            folder = self.config.out / "pictures"
+            draw_snapshot(
+                self.ema.module, self.data.validation, self.start, self.config.seed, folder, self.progress.step
+            )
 
     def _checkpoint(self) -> None:
         self._check_weights()
@@ -312,15 +306,10 @@ class Trainer:
             self._checkpoint()
         if not interrupted:
             self._save_model("last", None)
-            if self.main:
-                self._pictures()
+            self._pictures()
         self.accelerator.end_training()
         progress, given = self.progress, conditional_on(self.family, self.start, self.batches.names is not None)
         return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted, given)
-
-
-def _stream(seed: int, step: int, name: str) -> torch.Generator:
-    return rng.generator(seed, name, step)
 
 
 def measured(learned: Learned) -> tuple[list[str], Tensor]:

@@ -90,14 +90,12 @@ class StopSignal:
         self.received = True
 
     @contextmanager
-    def listening(self) -> Iterator[StopSignal]:
+    def listening(self) -> Iterator[None]:
         """Catch the signals inside the block; elsewhere than in the main thread nothing is changed."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM) if main}
         try:
-            yield self
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -29,21 +29,17 @@ def rate(config: TrainingConfig, step: int, done: float) -> float:
     """
     warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
     done = min(max(done, 0.0), 1.0)
-    if config.decay == "linear":
-        return warm * max(0.02, 1 - done)
-    if config.decay == "cosine":
-        return warm * max(0.02, 0.5 * (1 + math.cos(math.pi * done)))
-    return warm
+    falls = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+    return warm * max(0.02, falls.get(config.decay, 1.0))
 
 
 def first_bad_tensor(terms: Bound, family: nn.Module) -> str:
     """Name the first tensor that is not finite, in the order in which a step computes them."""
-    named: list[tuple[str, Tensor]] = [("the reconstruction", terms.reconstruction)]
-    named = [(f"the KL of step {h}", kl) for h, kl in enumerate(terms.kl)] + named
+    named: list[tuple[str, Tensor]] = [(f"the KL of step {h}", kl) for h, kl in enumerate(terms.kl)]
+    named += [("the reconstruction", terms.reconstruction)]
     named += [(f"the gradient of {n}", p.grad) for n, p in family.named_parameters() if p.grad is not None]
     named += [(n, p) for n, p in family.named_parameters()]
     for name, tensor in named:
         if not torch.isfinite(tensor).all():
-            what = "NaN" if torch.isnan(tensor).any() else "infinite"
-            return f"{name} is {what}"
+            return f"{name} is {'NaN' if torch.isnan(tensor).any() else 'infinite'}"
     return "the loss is not finite"

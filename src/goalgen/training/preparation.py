@@ -58,11 +58,9 @@ def prepare_folder(config: Config) -> None:
     Raises:
         GoalgenError: the folder holds something else, or cannot be made.
     """
-    folder = config.out
-    saved = folder / "config.json"
+    folder, saved = config.out, config.out / "config.json"
     if saved.exists():
-        changed = differences(config, load_config(saved))
-        if changed:
+        if changed := differences(config, load_config(saved)):
             raise GoalgenError(
                 f"{folder} holds a run with other settings: {', '.join(changed)}; choose another --out, or repeat the "
                 "command it was started with"
@@ -85,9 +83,8 @@ def count_labels(data: Splits) -> int:
     Raises:
         GoalgenError: some split has no labels.
     """
-    splits = {"training": data.train, "validation": data.validation, "test": data.test}
     largest = 0
-    for name, images in splits.items():
+    for name, images in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         if images.labels is None:
             raise GoalgenError(
                 f"--condition label needs a label for every image, and the {name} images have none; give class folders "
