@@ -43,9 +43,9 @@ LAYERS: list[tuple[str, str]] = [
     ("family", "family"),
     (
         "families",
-        "families families.bridge families.bridge.agents families.bridge.environment families.latent families.proposals "
+        "families families.bridge families.bridge.agents families.bridge.environment families.code families.latent families.proposals "
         "families.proposals.environment families.proposals.gc_agents families.proposals.picture families.proposals.revival "
-        "families.proposals.s_agent",
+        "families.proposals.s_agent families.reveal families.stages families.stages.world",
     ),
     ("settings", "settings"),
     ("check", "check"),
@@ -176,7 +176,7 @@ def test_the_package_itself_loads_only_the_configuration():
         assert "torch" not in tops
 
 
-FAMILIES = {f"families.{name}" for name in ("bridge", "latent", "proposals")}
+FAMILIES = {f"families.{name}" for name in ("bridge", "code", "latent", "proposals", "reveal", "stages")}
 
 
 def family_words() -> dict[str, set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from tiny import tiny_goals
 from torch import Tensor
 
+import goalgen
 from goalgen.agents import Agents
 from goalgen.bound import bound
 from goalgen.errors import GoalgenError
 from goalgen.families import make
-from goalgen.families.bridge import BridgeEnvironment, BridgeGCAgent, BridgeSAgent, Schedule, even_schedule
+from goalgen.families.bridge import BridgeEnvironment, BridgeGCAgent, BridgeSAgent, Look, Schedule, even_schedule
 from goalgen.learning import Clock, spread_steps
 from goalgen.rollout import draw_noise, even_path, rollout, sample_rollout
 from goalgen.settings import configure
@@ -286,10 +288,93 @@ def test_fewer_steps_make_other_images_with_fewer_evaluations():
     torch.testing.assert_close(every, sample_rollout(agents, Task(start), noise).states)
 
 
-def test_only_the_fixed_bridge_skips_steps():
-    assert bridge("fixed").can_skip
-    assert not bridge("learned").can_skip
-    assert not bridge("fixed", learn_variance=True).can_skip
+def test_a_learned_bridge_that_has_learned_nothing_yet_skips_as_the_fixed_one():
+    start = torch.zeros(4, *SHAPE).double()
+    fixed, learned = bridge("fixed", 6), bridge("learned", 6)
+    noise = draw_noise(fixed.environment, 4, torch.Generator().manual_seed(0)).double()
+    one, other = (sample_rollout(agents, Task(start), noise, path=[0, 2, 6]).states for agents in (fixed, learned))
+    torch.testing.assert_close(one, other)
+    moved = bridge("learned", 6, jitter=0.1)
+    assert torch.isfinite(sample_rollout(moved, Task(start), noise, path=[0, 3, 6]).states).all()
+
+
+# The correlation of sampling
+
+
+@pytest.mark.parametrize("evaluations", [50, 10])
+def test_at_correlation_one_it_is_ddim(evaluations):
+    """Against diffusers: the same first noise, the same network, the same steps, and no noise after the first."""
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    settings = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample", "clip_sample": False}
+    ddim = schedulers.DDIMScheduler(50, set_alpha_to_one=True, timestep_spacing="leading", **settings)
+    ddim.set_timesteps(evaluations)
+    agents = ddpm_bridge(ddpm(50))
+    start = torch.zeros(3, *SHAPE).double()
+    noise = draw_noise(agents.environment, 3, torch.Generator().manual_seed(2)).double()
+    steps = [0, *(50 - int(t) for t in ddim.timesteps)]  # DDPM's timestep t is step 50 - t here
+    ours = sample_rollout(agents, Task(start), noise, path=steps, correlation=1.0)
+    canvas = ours.actions[0] / scale(ddim)
+    for timestep in ddim.timesteps:
+        seen = agents.see(50 - int(timestep), torch.cat([canvas * scale(ddim), start], 1))
+        guess = parts(agents)[2].look(seen).guess
+        canvas = ddim.step(guess, int(timestep), canvas, eta=0.0).prev_sample
+    torch.testing.assert_close(agents.environment.canvas(ours.states[-1]), canvas, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_marginals_are_the_same_at_every_correlation(share):
+    """With the goal itself as the guess, canvases have the mean and variance of equation 9, however much noise is carried along."""
+    agents = bridge("fixed", 4)
+    _, agent, s_agent = parts(agents)
+    goals, start = goals_and_start(1)
+    count = 20_000
+    generator = torch.Generator().manual_seed(0)
+    many, begin = goals.expand(count, -1, -1, -1), start.expand(count, -1, -1, -1)
+    canvas = begin
+    for h in range(4):
+        seen = agents.see(h, torch.cat([canvas, begin], 1))
+        policy = s_agent.act(seen, Look(many)).correlated(share)
+        canvas = policy.sample(torch.randn(canvas.shape, generator=generator).double())
+        mean, std = agent.marginal(seen.to, agent.look(seen, many))
+        assert ((canvas.mean(0) - mean[0]).abs() < 5 * std[0] / count**0.5).all()
+        torch.testing.assert_close(canvas.std(0), std[0], rtol=0.04, atol=0)
+
+
+def test_correlation_of_other_families_is_refused(tmp_path):
+    model = goalgen.load("zoo:digits")
+    with pytest.raises(GoalgenError, match="actions have no correlation"):
+        model.sample(1, correlation=0.5)
+    with pytest.raises(GoalgenError, match="must be from 0 to 1, not 2"):
+        sample_rollout(
+            bridge("fixed"), Task(torch.zeros(1, *SHAPE).double()), torch.zeros(6, 1, *SHAPE), correlation=2.0
+        )
+
+
+# Discount and clamped guesses
+
+
+@pytest.mark.parametrize("gc_agent", ["fixed", "learned"])
+def test_a_discount_weighs_the_loss_and_not_the_bound(gc_agent):
+    plain, cut = bridge(gc_agent, 5, jitter=0.1).eval(), bridge(gc_agent, 5, jitter=0.1, discount=1.0).eval()
+    goals, start = goals_and_start(10)
+    noise = torch.randn(1, 10, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
+    for h in range(5):
+        draws = {"noise": noise, "steps": torch.full((1, 10), h)}
+        one, other = (agents.learn(Task(start, goals), draws, Clock()) for agents in (plain, cut))
+        torch.testing.assert_close(one.bound.total, other.bound.total)
+        first = one.bound.kl[0].mean()
+        snr = plain.environment.schedule.log_snr[h].exp()
+        torch.testing.assert_close(other.loss - first, (one.loss - first) / (1 + snr / math.e), check_dtype=False)
+    weights = cut.weight(torch.arange(6))
+    assert weights[0] == 1
+    assert (weights.diff() < 0).all()
+
+
+def test_clamped_guesses_stay_in_range_and_learn_all_the_same():
+    agents = bridge("fixed", 4, jitter=0.5, clamp_guess=True)
+    seen = agents.see(2, torch.full((3, 2, 4, 4), 1.5).double())
+    assert agents.train().s_agent.look(seen).guess.abs().max() > 1
+    assert agents.eval().s_agent.look(seen).guess.abs().max() <= 1
 
 
 def test_temperature_narrows_the_policy():

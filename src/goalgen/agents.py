@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +31,8 @@ class Seen:
     """(B,) int64, of a model that is conditioned on labels"""
     environment: Environment
     likelihood: Likelihood
+    memory: Tensor | None = None
+    """(B, numbers) that stages before have left, for the networks to read"""
     known: tuple[int, int] | None = field(default=None, repr=False)
     """both steps as numbers: reading a tensor would wait for a GPU"""
 
@@ -139,29 +140,41 @@ class Agents(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
-    def see(self, h: int | Tensor, state: Tensor, label: Tensor | None = None, to: int | None = None) -> Seen:
+    def see(
+        self,
+        h: int | Tensor,
+        state: Tensor,
+        label: Tensor | None = None,
+        to: int | None = None,
+        memory: Tensor | None = None,
+    ) -> Seen:
         """What there is to see at step ``h``: a number, or a tensor (1,) or (B,).
 
         Args:
             state: (B, *state_shape).
             label: (B,) int64, of a model that is conditioned on labels.
             to: the step that the next action leads to; unset: the next one.
+            memory: (B, numbers), of a model that comes after stages which remember.
         """
         known = None
         if isinstance(h, int):
             known = (h, h + 1 if to is None else to)
             h = torch.tensor([h], device=state.device)
         after = h + 1 if to is None else torch.tensor([to], device=state.device)
-        return Seen(h, after, state, label, self.environment, self.likelihood, known)
+        return Seen(h, after, state, label, self.environment, self.likelihood, memory, known)
+
+    def generative_modules(self) -> list[nn.Module]:
+        """What sampling needs: environment, S-agent and likelihood."""
+        return [self.environment, self.s_agent, self.likelihood]
+
+    def gc_modules(self) -> list[nn.Module]:
+        """What training needs besides: the GC-agent."""
+        return [self.gc_agent]
 
     def generative_parameters(self) -> list[nn.Parameter]:
-        """What the M-step learns: environment, S-agent and likelihood."""
-        return _trained((self.environment, self.s_agent, self.likelihood))
+        """What the M-step learns."""
+        return [p for module in self.generative_modules() for p in module.parameters() if p.requires_grad]
 
     def gc_parameters(self) -> list[nn.Parameter]:
-        """What the E-step learns: the GC-agent."""
-        return _trained((self.gc_agent,))
-
-
-def _trained(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return [p for module in modules for p in module.parameters() if p.requires_grad]
+        """What the E-step learns."""
+        return [p for module in self.gc_modules() for p in module.parameters() if p.requires_grad]

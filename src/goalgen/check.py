@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goalgen.environment import ChoiceEnvironment, Continuous, Discrete, Environment
+from goalgen.environment import ActionSpace, ChoiceEnvironment, Environment
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.rng import generator
@@ -109,7 +109,8 @@ def _check_attributes(environment: Environment, name: str) -> None:
     whole = isinstance(horizon, int) and horizon >= 1
     _demand(whole, f"{name}.horizon must be a whole number of at least 1, not {horizon!r}")
     found = f"must be Discrete(...) or Continuous(...), not {type(space).__name__}"
-    _demand(isinstance(space, (Discrete, Continuous)), f"{name}.action_space {found}")
+    is_space = all(hasattr(space, word) for word in ("shape", "normal", "noise", "uniform"))
+    _demand(is_space, f"{name}.action_space {found}")
     _demand(isinstance(black_box, bool), f"{name}.black_box must be True or False, not {black_box!r}")
     shape = tuple(environment.canvas_shape)
     _demand(
@@ -141,7 +142,7 @@ def _check_tensor(value: Any, shape: tuple[int, ...], where: str, attribute: str
     _demand(torch.isfinite(value).all(), wrong)
 
 
-def _check_action(action: Tensor, space: Discrete | Continuous, name: str) -> None:
+def _check_action(action: Tensor, space: ActionSpace, name: str) -> None:
     found, said = tuple(action.shape), (BATCH, *space.shape)
     _demand(found == said, f"{name}.action_space draws actions of {found}, its shape says {said}")
 
@@ -186,7 +187,7 @@ def _check_gradient(environment: Environment, canvas: Tensor, offer: Any, rng: t
         h = torch.full((BATCH,), step)
         offered = offer(h, state) if callable(offer) else offer
         action = space.uniform(space.noise(BATCH, rng))
-        if isinstance(space, Continuous):
+        if action.is_floating_point():
             action = action.requires_grad_()
             actions.append(action)
         state = environment.transition(h, state, action, offered)

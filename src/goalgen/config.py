@@ -42,16 +42,14 @@ class ModelConfig:
     """The environment and the two agents."""
 
     environment: str = "auto"
-    """World in which images are built; auto: the one that --gc-agent acts in, latent if that is auto too. latent (a Gaussian latent decides what is added; at --horizon 1 a variational
-    autoencoder), proposals (choose among images to add) or bridge (the action is the next canvas, through ever less noise)."""
+    """The kind of model: a family, see the groups of options below; auto: the one that --gc-agent acts in, or the first."""
     horizon: int = 10
     """H, the number of steps of an episode."""
     start: str = "mean"
     """Initial state: mean, constant[:LEVEL 0..1], noise[:STD], an image file, a folder of images (paired by name with
     the goals, or sampled), or a function of the goal: grey, blur[:SIGMA], downsample[:FACTOR], mask[:FRACTION], edges."""
     gc_agent: str = "auto"
-    """How the GC-agent acts. proposals: greedy, posterior (one-step lookahead, the default) or value (soft value learning);
-    latent: encoder; bridge: learned (the default) or fixed (Gaussian diffusion)."""
+    """How the GC-agent acts: one of those that the family names below; auto: the first of them."""
     condition: Literal["none", "label"] = "none"
     """What both agents are told besides the canvas: nothing, or the image's label."""
     network: Literal["mlp", "unet", "transformer"] = "mlp"
@@ -168,5 +166,7 @@ class Measurement:
     """Of the samples; below 1 keeps to likelier actions."""
     steps: int | None = None
     """Actions of a sample, where the model can skip steps (fixed bridge)."""
+    correlation: float = 0.0
+    """Of the samples of a bridge: share of the noise of an action that is taken from the canvas; 0 is the model, 1 DDIM."""
     draw_pixels: bool = False
     """Draw the pixels of a sample from the likelihood, rather than round its last canvas."""

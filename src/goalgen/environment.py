@@ -22,6 +22,10 @@ class ActionSpace(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Shape of one action, without the batch."""
 
+    @property
+    def normal(self) -> bool:
+        """Whether the noise is standard normal, or else uniform between 0 and 1."""
+
     def noise(self, batch: int, generator: torch.Generator) -> Tensor:
         """Noise (batch, ...) for one step, drawn on the CPU, from which a policy takes its action."""
 
@@ -38,6 +42,7 @@ class Discrete:
 
     num_actions: int
     cells: int = 1
+    normal = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,6 +65,7 @@ class Continuous:
 
     size: tuple[int, ...]
     mixed: bool = False
+    normal = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,7 +90,7 @@ class Environment(nn.Module, ABC):
 
     horizon: int
     state_shape: tuple[int, ...]
-    action_space: Discrete | Continuous
+    action_space: ActionSpace
     black_box: bool = False
     """No gradient passes through a transition: an episode takes every state as it comes (see :mod:`goalgen.rollout`)."""
 

@@ -183,6 +183,7 @@ class SampleStream:
                 goals=self.test.images[first : first + size] if needs_goal else None,
                 temperature=self.how.temperature,
                 steps=self.how.steps,
+                correlation=self.how.correlation,
                 draw_pixels=self.how.draw_pixels,
                 first=first,
             )

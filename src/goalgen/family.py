@@ -96,6 +96,8 @@ class Family(Agents, ABC):
     """its own settings, a frozen dataclass; every field is an option of the command line"""
     gc_agents: ClassVar[dict[str, Callable[[Plan, Environment], GCAgent]]]
     """what ``--gc-agent`` may be, the default first; each is made from the plan and the environment"""
+    pathwise: ClassVar[bool] = False
+    """whether its GC-agents learn by the gradient that passes through them, as a stage before others"""
     least_validation: ClassVar[int] = 1
     """examples, at least, in a held-out estimate of the bound; few images are gone through again"""
 
@@ -115,6 +117,11 @@ class Family(Agents, ABC):
         """
 
     @classmethod
+    def remembered(cls, settings: Any) -> int:
+        """Numbers of every action that go into memory, for the stages after it to read; 0: none, or all of an action."""
+        return 0
+
+    @classmethod
     def make_gc_agent(cls, plan: Plan, environment: Environment) -> GCAgent:
         """The GC-agent that the plan names."""
         return cls.gc_agents[plan.gc_agent](plan, environment)
@@ -122,6 +129,11 @@ class Family(Agents, ABC):
     @property
     def can_skip(self) -> bool:
         """Whether the S-agent can go several steps in one action, for sampling in fewer steps."""
+        return False
+
+    @property
+    def can_correlate(self) -> bool:
+        """Whether samples may draw less noise and carry along more (see :meth:`goalgen.policies.Policy.correlated`)."""
         return False
 
     def path(self, steps: int | None) -> list[int]:
@@ -158,6 +170,10 @@ class Family(Agents, ABC):
     def forward(self, task: Task, draws: Draws, clock: Clock) -> Learned:
         """:meth:`learn`, under the name by which distributed training calls it."""
         return self.learn(task, draws, clock)
+
+    def kl_weight(self, clock: Clock) -> float:
+        """Weight of its KL in the loss, as a stage before others."""
+        return 1.0
 
     def estimate(self, task: Task, streams: Streams) -> Bound:
         """J of held-out goals, without bias. Here of whole episodes; a family may know something cheaper. (Equation 3)"""

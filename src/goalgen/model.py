@@ -138,6 +138,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         labels: Tensor | Sequence[int] | int | None = None,
         temperature: float = 1.0,
         steps: int | None = None,
+        correlation: float = 0.0,
         draw_pixels: bool = False,
         first: int = 0,
     ) -> Sampled:
@@ -153,6 +154,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
                 modulo the number of classes.
             temperature: below 1 keeps to likelier actions; 1 is the model.
             steps: actions to take, where the model can skip steps; unset: all it was trained with.
+            correlation: from 0, the model, to 1: share of the noise of a bridge's actions that is taken from the canvas
+                rather than drawn; 1 is DDIM.
             draw_pixels: draw every pixel from p(g | x_H), rather than round the last canvas to its grey levels.
             first: index of the first image.
 
@@ -161,6 +164,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         """
         if num < 1 or first < 0:
             raise GoalgenError(f"the number of samples must be at least 1 (not {num}) and the first index at least 0")
+        if correlation and not self.family.can_correlate:
+            raise GoalgenError("this model's actions have no correlation: --correlation is for --environment bridge")
         begin, path = self.start(start), self.family.path(steps)
         classes = self._sample_labels(labels, num, first)
         goals = None if goals is None else self._unit(goals)
@@ -169,7 +174,9 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         if isinstance(start, Tensor) and start.ndim == 4 and len(start) not in (1, num):
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
         each = start if isinstance(start, Tensor) and start.ndim == 4 and len(start) == num else None
-        wanted = Wanted(num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels)
+        wanted = Wanted(
+            num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels, correlation
+        )
         return draw_samples(self.family, wanted, trained_start=self.config.model.start)
 
     def _sample_labels(self, labels: Tensor | Sequence[int] | int | None, num: int, first: int) -> Tensor | None:

@@ -35,6 +35,11 @@ class Policy(ABC):
     def tempered(self, temperature: float) -> Policy:
         """The policy to the power 1 / temperature, as nearly as its kind allows: below 1 it keeps to likelier actions."""
 
+    def correlated(self, share: float) -> Policy:
+        """A policy of the same marginals along an episode that draws less: ``share`` of its noise is taken from what is on the
+        canvas already. At 1 it draws nothing. Where there is no noise on the canvas nothing changes."""
+        return self
+
 
 class Categorical(Policy):
     """Independent choices: (B, cells) int64, each among A.

@@ -67,6 +67,7 @@ def rollout(
     interrupt: Tensor | None = None,
     through_q: bool = False,
     through_actions: bool = False,
+    steps: int | None = None,
     keep_offers: bool = False,
     recompute: bool = False,
     weigh: bool = True,
@@ -81,6 +82,7 @@ def rollout(
         interrupt: (H, B, 1 + cells) uniform numbers; where the first is below 0 the action is random (chain dropout).
         through_q: pass gradients into the GC-agent's policies: through their divergence from the S-agent's.
         through_actions: ... and through the actions that were taken, where the policies are reparameterised.
+        steps: stop after so many; unset: H.
         keep_offers: keep what the S-agent offered at every step (for proposals, H * A images an episode).
         recompute: keep no step's workings for the gradient but compute them again; the trajectory then has no
             ``decisions`` and no ``q``.
@@ -91,7 +93,7 @@ def rollout(
     policies: list[Policy] = []
 
     def step(h: int, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        seen = agents.see(h, state, task.label)
+        seen = agents.see(h, state, task.label, memory=task.memory)
         decision = agents.s_agent.decide(seen)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (through_q or through_actions)):
             q = agents.gc_agent.policy(seen, goals, decision)
@@ -110,7 +112,7 @@ def rollout(
         return after, action, kl, log_ratio
 
     states, rest = [environment.initial(task.start)], []
-    for h in range(agents.horizon):
+    for h in range(agents.horizon if steps is None else steps):
         after, *found = checkpoint(step, h, states[-1], use_reentrant=False) if recompute else step(h, states[-1])
         states.append(after)
         rest.append(found)
@@ -141,7 +143,12 @@ def even_path(horizon: int, count: int) -> list[int]:
 
 @torch.no_grad()
 def sample_rollout(
-    agents: Agents, task: Task, noise: Tensor, temperature: float = 1.0, path: Sequence[int] | None = None
+    agents: Agents,
+    task: Task,
+    noise: Tensor,
+    temperature: float = 1.0,
+    path: Sequence[int] | None = None,
+    correlation: float = 0.0,
 ) -> Samples:
     """Let the S-agent act alone from ``task.start``; new images are the last canvases. (Equation 1)
 
@@ -149,19 +156,24 @@ def sample_rollout(
         noise: from :func:`draw_noise`; with ``path`` its first rows are used.
         temperature: the policy is raised to the power 1 / temperature; 1 is the model itself.
         path: steps to stop at, from 0 to H (see :func:`even_path`); unset: all of them.
+        correlation: share of the noise of an action that is taken from the canvas (see
+            :meth:`goalgen.policies.Policy.correlated`); 0 is the model itself.
 
     Raises:
-        GoalgenError: the temperature is not above 0.
+        GoalgenError: the temperature is not above 0, or the correlation not from 0 to 1.
     """
     if not temperature > 0:
         raise GoalgenError(f"the temperature must be above 0, not {temperature}")
+    if not 0 <= correlation <= 1:
+        raise GoalgenError(f"the correlation must be from 0 to 1, not {correlation}")
     state = agents.environment.initial(task.start)
     states, actions = [state], []
     with agents.environment.held():
         for i, (h, to) in enumerate(pairwise(range(agents.horizon + 1) if path is None else path)):
-            seen = agents.see(h, state, task.label, to)
+            seen = agents.see(h, state, task.label, to, task.memory)
             decision = agents.s_agent.decide(seen)
             policy = decision.policy if temperature == 1.0 else decision.policy.tempered(temperature)
+            policy = policy.correlated(correlation) if correlation else policy
             action = policy.sample(noise[i])
             state = advance(seen, action, decision.offer)
             states.append(state)

@@ -70,10 +70,13 @@ class Wanted:
     """steps to stop at"""
     draw_pixels: bool = False
     """draw the pixels from p(g | x_H) rather than round the last canvas"""
+    correlation: float = 0.0
+    """share of the noise of an action that is taken from the canvas"""
 
     def sampler(self, horizon: int) -> str:
         """What is another sampler than the model of the bound, which takes all H steps at temperature 1."""
         parts = [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        parts += [f"correlation {self.correlation:g}"] if self.correlation else []
         parts += [f"{len(self.path) - 1} of {horizon} steps"] if len(self.path) <= horizon else []
         return ", ".join(parts) or "model"
 
@@ -104,7 +107,7 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
     for block in range(first // BLOCK, -(-(first + num) // BLOCK)):
         noise = draw_noise(family.environment, BLOCK, rng.generator(wanted.seed, "sample", block)).to(family.device)
         task = wanted.task(block).to(family.device)
-        episodes = sample_rollout(family, task, noise, wanted.temperature, wanted.path)
+        episodes = sample_rollout(family, task, noise, wanted.temperature, wanted.path, wanted.correlation)
         canvases.append(family.environment.canvases(episodes.states).cpu())
         if wanted.draw_pixels:
             generator = rng.generator(wanted.seed, "sample pixels", block)

@@ -13,11 +13,8 @@ from goalgen.task import Task
 
 def count_parameters(family: Family) -> dict[str, int]:
     """Numbers that are trained or given: those that sampling needs (``generative``), and the GC-agent's."""
-    modules = (family.environment, family.s_agent, family.likelihood)
-    return {
-        "generative": sum(p.numel() for module in modules for p in module.parameters()),
-        "gc_agent": sum(p.numel() for p in family.gc_agent.parameters()),
-    }
+    parts = {"generative": family.generative_modules(), "gc_agent": family.gc_modules()}
+    return {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}
 
 
 @torch.no_grad()

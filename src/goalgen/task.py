@@ -23,6 +23,8 @@ class Task:
     """B names of the goals, where they came from files"""
     episodes: int = 1
     """consecutive rows that share their goal and start"""
+    memory: Tensor | None = None
+    """(B, numbers) that stages before have left"""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -35,14 +37,14 @@ class Task:
 
     def to(self, device: torch.device) -> Task:
         """The same on ``device``."""
-        goals, label = (None if x is None else x.to(device) for x in (self.goals, self.label))
-        return replace(self, start=self.start.to(device), goals=goals, label=label)
+        goals, label, memory = (None if x is None else x.to(device) for x in (self.goals, self.label, self.memory))
+        return replace(self, start=self.start.to(device), goals=goals, label=label, memory=memory)
 
     def rows(self, keep: slice) -> Task:
         """Some of the episodes."""
-        goals, label = (None if x is None else x[keep] for x in (self.goals, self.label))
+        goals, label, memory = (None if x is None else x[keep] for x in (self.goals, self.label, self.memory))
         names = None if self.names is None else self.names[keep]
-        return replace(self, start=self.start[keep], goals=goals, label=label, names=names)
+        return replace(self, start=self.start[keep], goals=goals, label=label, names=names, memory=memory)
 
     def repeat(self, episodes: int) -> Task:
         """Every episode so many times, one after the other."""

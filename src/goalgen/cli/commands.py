@@ -76,7 +76,7 @@ def run_sample(arguments: Sequence[str]) -> int:
     goals, names = _start_goals(model, options)
     sampled = model.sample(
         options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
-        first=options.first, steps=options.steps, labels=options.label, draw_pixels=options.draw_pixels,
+        first=options.first, steps=options.steps, labels=options.label, correlation=options.correlation, draw_pixels=options.draw_pixels,
     )  # fmt: skip
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
@@ -170,6 +170,8 @@ def _print_table(numbers: dict[str, Any]) -> None:
     steps = " ".join(f"{v:.2f}" for v in numbers["kl_per_step_nats"])
     note = ", of choosing a mode, then acting: an upper bound on KL(q || p)" if numbers["kl_is_upper_bound"] else ""
     console.print(f"KL by step (nats{note}): {steps}")
+    if "kl_by_stage" in numbers:
+        console.print("KL by stage (nats): " + ", ".join(f"{name} {nats:.2f}" for name, nats in numbers["kl_by_stage"]))
     for key, values in numbers.items():  # what the family reports of every step
         if key.endswith("_per_step") and isinstance(values, list):
             name = key.removesuffix("_per_step").replace("_", " ")

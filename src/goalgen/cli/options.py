@@ -57,6 +57,8 @@ class SampleOptions(ModelOptions):
     """Actions to take, where the model can skip steps (fixed bridge); unset: all it was trained with."""
     label: int | None = None
     """Class of all images, for a model trained with --condition label; unset: the classes in turn."""
+    correlation: float = 0.0
+    """Of a bridge: share of the noise of an action that is taken from the canvas rather than drawn; 0 is the model, 1 DDIM."""
     draw_pixels: bool = False
     """Draw every pixel from p(g | x_H), as the model of the bound does, rather than round the last canvas."""
     grid: bool = False

@@ -9,8 +9,11 @@ import torch
 from goalgen.config import Config, ModelConfig
 from goalgen.errors import GoalgenError
 from goalgen.families.bridge import Bridge
+from goalgen.families.code import Code
 from goalgen.families.latent import Latent
 from goalgen.families.proposals import Proposals
+from goalgen.families.reveal import Reveal
+from goalgen.families.stages import Stages, make_stages
 from goalgen.family import Family, Plan, check_least, check_share
 from goalgen.networks import NetworkSpec
 
@@ -35,7 +38,7 @@ def register(family: F) -> F:
     return family
 
 
-for _built_in in (Latent, Proposals, Bridge):  # the first is the default
+for _built_in in (Latent, Proposals, Bridge, Reveal, Code):  # the first is the default
     register(_built_in)
 
 
@@ -51,8 +54,10 @@ def family_of(model: ModelConfig) -> type[Family]:
         GoalgenError: there is no such family, or it has no such GC-agent.
     """
     name, agent = model.environment, model.gc_agent
-    if name != "auto" and name not in _FAMILIES:
-        raise GoalgenError(f"no environment is called {name!r}; there are: auto, {', '.join(_FAMILIES)}")
+    if "+" in name or ":" in name:
+        return _stages(name, agent)
+    if name != "auto":
+        _known(name)
     homes = [f for f in _FAMILIES.values() if agent == "auto" or agent in f.gc_agents]
     if not homes:
         agents = ", ".join(a for f in _FAMILIES.values() for a in f.gc_agents)
@@ -63,6 +68,25 @@ def family_of(model: ModelConfig) -> type[Family]:
         own = ", ".join(_FAMILIES[name].gc_agents)
         raise GoalgenError(f"GC-agent {agent!r} needs --environment {homes[0].name}, not {name} (which has: {own})")
     return _FAMILIES[name]
+
+
+def _known(name: str) -> type[Family]:
+    if name not in _FAMILIES:
+        raise GoalgenError(f"no environment is called {name!r}; there are: auto, {', '.join(_FAMILIES)}")
+    return _FAMILIES[name]
+
+
+_STAGES: dict[str, type[Stages]] = {}
+
+
+def _stages(spec: str, agent: str) -> type[Family]:
+    """The sequence that ``spec`` names, always the same class."""
+    family = _STAGES.get(spec) or _STAGES.setdefault(spec, make_stages(spec, _known))
+    if agent != "auto" and agent not in family.gc_agents:
+        raise GoalgenError(
+            f"no stage of {spec} has a GC-agent {agent!r}; there are: {', '.join(list(family.gc_agents)[1:])}"
+        )
+    return family
 
 
 def plan_of(config: Config, shape: tuple[int, int, int], levels: int, num_labels: int = 0) -> Plan:

@@ -134,7 +134,7 @@ class LatentSAgent(SAgent):
         network = seen.step % len(self.torsos)
         torso = self.torsos[network]
         assert isinstance(torso, Torso)
-        middle = torso.trunk(seen.h, seen.state, seen.label)
+        middle = torso.trunk(seen.h, seen.state, seen.label, seen.memory)
         tokens = middle.tokens if self.latent_shape[0] > 1 else middle.tokens.mean(1, keepdim=True)
         mean, log_std = full_precision(self.prior[network](tokens)).chunk(2, -1)
 
@@ -183,7 +183,7 @@ class EncoderGCAgent(GCAgent):
     def policy(self, seen: Seen, goal: Tensor, decision: Decision) -> Gaussian:
         network = seen.step % len(self.trunks)
         both = torch.cat([seen.state, goal], 1) if seen.step > 0 or self.read_start else goal
-        middle: Middle = self.trunks[network](seen.h, both, seen.label)
+        middle: Middle = self.trunks[network](seen.h, both, seen.label, seen.memory)
         tokens = middle.tokens.mean(1, keepdim=True) if self.pooled else middle.tokens
         offset, log_ratio = full_precision(self.heads[network](nn.functional.silu(tokens))).chunk(2, -1)
         prior = decision.policy
@@ -198,6 +198,7 @@ class Latent(Family):
     name = "latent"
     Settings = LatentSettings
     gc_agents = {"encoder": EncoderGCAgent}  # noqa: RUF012 - more may be put in
+    pathwise = True
     settings: LatentSettings
 
     def __init__(self, plan: Plan) -> None:

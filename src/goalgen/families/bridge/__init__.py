@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from goalgen import config
 from goalgen.bound import Bound
+from goalgen.errors import GoalgenError
 from goalgen.families.bridge.agents import (
     BridgeGCAgent,
     BridgeSAgent,
@@ -50,6 +52,11 @@ class BridgeSettings(config.Settings):
     """Learn the signal-to-noise ratios, starting from even steps between the two of --log-snr."""
     learn_variance: bool | None = None
     """The S-agent learns mean and variance of every pixel of its action; unset: when the GC-agent is learned."""
+    clamp_guess: bool = False
+    """The S-agent's guess of the goal stays within the range of grey levels."""
+    discount: float | None = config.of_training(None)
+    """What steps with little noise count in training: step h's cost is weighed by 1 / (1 + SNR_h / e^DISCOUNT), so that those
+    beyond this log SNR hardly count. It costs bits/dim and gains looks. J is reported undiscounted; unset: no discount."""
 
 
 class Bridge(Family):
@@ -58,7 +65,9 @@ class Bridge(Family):
     name = "bridge"
     Settings = BridgeSettings
     gc_agents = {"learned": LearnedBridgeGCAgent, "fixed": FixedBridgeGCAgent}  # noqa: RUF012 - more may be put in
+    pathwise = True
     least_validation = 1024
+    settings: BridgeSettings
     environment: BridgeEnvironment
     s_agent: BridgeSAgent
     gc_agent: BridgeGCAgent
@@ -67,13 +76,32 @@ class Bridge(Family):
         settings: BridgeSettings = plan.settings
         environment = BridgeEnvironment(plan.shape, even_schedule(plan.horizon, *settings.log_snr, settings.learn_snr))
         free = settings.learn_variance if settings.learn_variance is not None else plan.gc_agent != "fixed"
-        s_agent = BridgeSAgent(plan.network, free)
+        s_agent = BridgeSAgent(plan.network, free, settings.clamp_guess)
         likelihood = PixelLikelihood(plan.shape, plan.levels, canvas=environment.canvas)
         super().__init__(plan, environment, s_agent, self.make_gc_agent(plan, environment), likelihood)
 
+    @classmethod
+    def check(cls, plan: Plan) -> None:
+        discount = plan.settings.discount
+        if discount is not None and not math.isfinite(discount):
+            raise GoalgenError(f"--discount must be a finite log SNR, such as 2, not {discount}")
+
     @property
     def can_skip(self) -> bool:
-        return not self.s_agent.free
+        """Steps that are skipped are gone in one by what the S-agent guesses; with a learned GC-agent its learned departure from that
+        is the one of a single step."""
+        return True
+
+    @property
+    def can_correlate(self) -> bool:
+        return True
+
+    def weight(self, h: Tensor) -> Tensor:
+        """What steps ``h`` in 0..H (B,) count in the loss: it does not rise with h. (Kingma and Gao 2023)"""
+        if self.settings.discount is None:
+            return torch.ones_like(h, dtype=torch.float32)
+        table = torch.cat([torch.zeros(1, device=h.device), self.environment.schedule.log_snr.detach().exp()])
+        return 1 / (1 + table[h] * math.exp(-self.settings.discount))
 
     def draw(self, batch: int, streams: Streams) -> Draws:
         """Noise of one canvas (1, batch, C, height, width), and the step (1, batch) in 0..H-1 that each example visits."""
@@ -91,12 +119,12 @@ class Bridge(Family):
             self.environment, self.gc_agent, self.s_agent, self.horizon, task.goal,
         )  # fmt: skip
         h = steps + 1
-        opening = self.see(torch.zeros_like(steps[:1]), environment.initial(task.start), task.label)
+        opening = self.see(torch.zeros_like(steps[:1]), environment.initial(task.start), task.label, memory=task.memory)
         told = gc_agent.look(opening, goals)
         opened = s_agent.open(opening)
         mean, std = gc_agent.marginal(h, told)
         canvas = mean + std * noise  # x_h
-        seen = self.see(h, torch.cat([canvas, task.start], 1), task.label)
+        seen = self.see(h, torch.cat([canvas, task.start], 1), task.label, memory=task.memory)
         look = s_agent.look(seen)
         last = h == horizon
         at_last = last.nonzero().flatten()  # one row in H: the likelihood is not asked about the others
@@ -107,7 +135,7 @@ class Bridge(Family):
             reconstruction = reconstruction.index_put((at_last,), -log_prob)
         # Rows at the last canvas take no further step; that of the canvas before keeps their numbers finite.
         step = h.clamp(max=max(horizon - 1, 1))
-        acting = self.see(step, seen.state, task.label)
+        acting = self.see(step, seen.state, task.label, memory=task.memory)
         if gc_agent.follows_schedule and not s_agent.free:  # the squared error that (10) and (25) come down to
             schedule = environment.schedule
             first = 0.5 * schedule.gain(opening.h, opening.to) * squared_error(goals, opened.guess)
@@ -118,7 +146,7 @@ class Bridge(Family):
             if horizon > 1:
                 kl = gc_agent.step(step, canvas, told, before=(mean, std)).kl(s_agent.act(acting, look))
         kl = kl.masked_fill(last, 0.0)
-        loss = (first + horizon * (reconstruction + kl)).mean()
+        loss = (first + horizon * self.weight(h) * (reconstruction + kl)).mean()
         by_step = torch.zeros(horizon + 1, len(kl), device=kl.device, dtype=kl.dtype)
         by_step = by_step.scatter(0, h.unsqueeze(0), horizon * kl.detach().unsqueeze(0))
         by_step[0] = first.detach()

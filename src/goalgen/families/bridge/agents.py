@@ -56,6 +56,32 @@ def world_of(seen: Seen) -> BridgeEnvironment:
     return seen.environment
 
 
+class Onward(Gaussian):
+    """The policy of going on: a guess, and the noise that is on the canvas carried along. (Equation 10)
+
+    Args:
+        mean: of the next canvas, (B, C, height, width).
+        std: likewise.
+        noise: what is taken for noise on the canvas, in units of its standard deviation; likewise.
+        rho: how much of it is carried along, (B, 1, 1, 1).
+        sigma: standard deviation of the noise on the next canvas, likewise.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, noise: Tensor, rho: Tensor, sigma: Tensor) -> None:
+        super().__init__(mean, std)
+        self.noise, self.rho, self.sigma = noise, rho, sigma
+
+    def tempered(self, temperature: float) -> Onward:
+        return Onward(self.mean, self.std * temperature**0.5, self.noise, self.rho, self.sigma)
+
+    def correlated(self, share: float) -> Onward:
+        """With rho^2 nearer to 1 by this share of the way; at 1 it is DDIM (Song et al. 2021). The first noise is always drawn."""
+        taken = share * (self.rho > 0).to(self.rho.dtype)
+        rho = torch.sqrt(self.rho**2 + taken * (1 - self.rho**2))
+        mean = self.mean + (rho - self.rho) * self.sigma * self.noise
+        return Onward(mean, self.std * (1 - taken).sqrt(), self.noise, rho, self.sigma)
+
+
 class BridgeSAgent(SAgent):
     """Guesses the goal from the canvas, and acts as the fixed GC-agent would with the guess as its goal. (Equation 25)
 
@@ -70,11 +96,12 @@ class BridgeSAgent(SAgent):
     Args:
         spec: network.
         free: learn mean and variance of the action beyond the guess.
+        clamp: keep the guess within the range of grey levels, but for the gradient in training.
     """
 
-    def __init__(self, spec: NetworkSpec, free: bool) -> None:
+    def __init__(self, spec: NetworkSpec, free: bool, clamp: bool = False) -> None:
         super().__init__()
-        self.free = free
+        self.free, self.clamp = free, clamp
         self.torso = make_torso(spec, 2 * spec.shape[0])
         self.guess = ImageHead(self.torso, spec, 1, 0.1)
         self.first = nn.Parameter(torch.zeros(max(spec.num_labels, 1), *spec.shape))
@@ -109,10 +136,12 @@ class BridgeSAgent(SAgent):
         offset = world.canvas(seen.state) - start  # alpha (g - x_0) + noise
         alpha, sigma = column(world.schedule.alpha(h)), column(world.schedule.sigma(h))
         scale = torch.rsqrt((alpha * DATA_STD) ** 2 + sigma**2)
-        features, _ = self.torso(h - 1, torch.cat([offset * scale, start], 1), seen.label)
+        features, _ = self.torso(h - 1, torch.cat([offset * scale, start], 1), seen.label, seen.memory)
         skip = alpha * DATA_STD**2 * scale**2
         size = torch.sqrt(1 - skip * alpha).clamp(min=0.01)  # what the canvas does not tell, in units of the data
         guess = start + skip * offset + size * self.guess(self.torso, h - 1, features)[:, 0]
+        if self.clamp and not self.training:
+            guess = guess.clamp(-1, 1)
         if self.departure is None:
             return Look(guess)
         shift, log_std = self.departure(self.torso, h - 1, features).unbind(1)
@@ -133,7 +162,7 @@ class BridgeSAgent(SAgent):
         if look.shift is not None and look.log_std is not None:
             mean = mean + next_sigma * look.shift
             std = std * bounded(look.log_std).exp()
-        return Gaussian(mean, std)
+        return Onward(mean, std, noise, rho, next_sigma)
 
 
 class BridgeGCAgent(GCAgent):
@@ -220,7 +249,7 @@ class LearnedBridgeGCAgent(FixedBridgeGCAgent):
     def look(self, seen: Seen, goal: Tensor) -> Told:
         told = super().look(seen, goal)
         step = torch.zeros(1, dtype=torch.int64, device=goal.device)
-        told.features = self.torso(step, torch.cat([goal, told.start], 1), seen.label)[0]
+        told.features = self.torso(step, torch.cat([goal, told.start], 1), seen.label, seen.memory)[0]
         return told
 
     def marginal(self, h: Tensor, told: Told) -> tuple[Tensor, Tensor]:

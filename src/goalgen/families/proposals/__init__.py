@@ -97,7 +97,8 @@ def replay(agents: Agents, trajectory: Trajectory) -> Bound:
     horizon, batch = trajectory.actions.shape[:2]
     h = torch.arange(horizon, device=trajectory.goals.device).repeat_interleave(batch)  # (H B,)
     label = None if trajectory.task.label is None else trajectory.task.label.repeat(horizon)
-    seen = agents.see(h, trajectory.states[:-1].flatten(0, 1).detach(), label)
+    memory = None if trajectory.task.memory is None else trajectory.task.memory.repeat(horizon, 1)
+    seen = agents.see(h, trajectory.states[:-1].flatten(0, 1).detach(), label, memory=memory)
     decision = s_agent.replay(seen, trajectory.actions.flatten(0, 1))
     last = environment.replay(trajectory.states[0], decision.offer.unflatten(0, (horizon, batch)))
     q = Categorical(log_probs(trajectory.q).flatten(0, 1))

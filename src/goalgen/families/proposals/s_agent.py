@@ -55,7 +55,7 @@ class ProposalsSAgent(SAgent):
 
     def decide(self, seen: Seen) -> Decision:
         """Policy and all proposals (B, A, C, height, width)."""
-        features, context = self.torso(seen.h, seen.state, seen.label)  # (B, F, P), (B, width)
+        features, context = self.torso(seen.h, seen.state, seen.label, seen.memory)  # (B, F, P), (B, width)
         pixels = draw(features, self.weight)  # (B, A, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[seen.h]
         return Decision(self._policy(seen.h, context), images)
@@ -65,7 +65,7 @@ class ProposalsSAgent(SAgent):
 
         Equal to choosing from :meth:`decide`, at a fraction of its cost and memory.
         """
-        features, context = self.torso(seen.h, seen.state, seen.label)
+        features, context = self.torso(seen.h, seen.state, seen.label, seen.memory)
         pixels = self._chosen(features, action)  # (B, cells, D, P)
         images = full_precision(self.torso.assemble(pixels, self.shape)) + self.bias[seen.h.unsqueeze(1), action]
         return Decision(self._policy(seen.h, context), images)

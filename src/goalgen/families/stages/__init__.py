@@ -1,0 +1,230 @@
+"""Stages: families in sequence on one canvas, each from the state in which the one before ended. (Equation 29)
+
+``--environment code:1+bridge:4`` names them, each with its number of steps. A state is that of the stage in hand, which begins
+with the canvas, and memory beside it: the actions of stages that remember theirs, which every network may read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from itertools import accumulate, pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from goalgen import config
+from goalgen.agents import Decision
+from goalgen.bound import Bound
+from goalgen.errors import GoalgenError
+from goalgen.families.stages.world import (
+    Flat,
+    LastLikelihood,
+    Packed,
+    StagesEnvironment,
+    StagesGCAgent,
+    StagesSAgent,
+    unpacked,
+)
+from goalgen.family import AfterStep, Draws, Family, LearningGCAgent, Plan, Streams
+from goalgen.learning import Clock, Learned
+from goalgen.rollout import Trajectory, draw_noise, even_path, rollout
+from goalgen.task import Task
+
+__all__ = ["Flat", "Packed", "Stages", "StagesEnvironment", "make_stages"]
+
+EACH = "of each stage"
+"""What ``--gc-agent auto`` means for stages."""
+
+
+class Stages(Family):
+    """Families in sequence: KLs add up, and the last likelihood counts. A class of its own for every sequence."""
+
+    kinds: ClassVar[tuple[type[Family], ...]]
+    steps: ClassVar[tuple[int | None, ...]]
+    """of each stage; None: as many as ``--horizon`` says"""
+    environment: StagesEnvironment
+
+    def __init__(self, plan: Plan) -> None:
+        settings, steps = self.split(plan)
+        memory = sum(kind.remembered(s) * n for kind, s, n in zip(self.kinds, settings, steps, strict=True))
+        stages = []
+        for kind, own, count in zip(self.kinds, settings, steps, strict=True):
+            network = dataclasses.replace(plan.network, horizon=count, memory=memory)
+            stages.append(kind(dataclasses.replace(plan, settings=own, network=network, gc_agent=agent_of(kind, plan))))  # type: ignore[call-arg]
+        environment = StagesEnvironment(stages, plan.shape, memory)
+        super().__init__(plan, environment, StagesSAgent(), StagesGCAgent(), LastLikelihood(environment))
+        self.stages = nn.ModuleList(stages)
+
+    @classmethod
+    def split(cls, plan: Plan) -> tuple[list[Any], list[int]]:
+        """Settings and number of steps of each stage."""
+        names = [kind.Settings.__dataclass_fields__ for kind in cls.kinds]
+        values = [{name: getattr(plan.settings, name) for name in own} for own in names]
+        settings = [kind.Settings(**own) for kind, own in zip(cls.kinds, values, strict=True)]
+        return settings, [plan.horizon if count is None else count for count in cls.steps]
+
+    @classmethod
+    def check(cls, plan: Plan) -> None:
+        settings, steps = cls.split(plan)
+        for kind, own, count in zip(cls.kinds, settings, steps, strict=True):
+            network = dataclasses.replace(plan.network, horizon=count)
+            kind.check(dataclasses.replace(plan, settings=own, network=network, gc_agent=agent_of(kind, plan)))
+        if cls.kinds[-1].remembered(settings[-1]):
+            raise GoalgenError(
+                f"the last stage must draw: {cls.kinds[-1].name} only remembers; add a stage, such as +bridge:4"
+            )
+
+    def generative_modules(self) -> list[nn.Module]:
+        return [module for stage in self.parts for module in stage.generative_modules()]
+
+    def gc_modules(self) -> list[nn.Module]:
+        return [module for stage in self.parts for module in stage.gc_modules()]
+
+    @property
+    def parts(self) -> tuple[Family, ...]:
+        """The families of the stages."""
+        return self.environment.stages
+
+    @property
+    def can_skip(self) -> bool:
+        return any(stage.can_skip for stage in self.parts)
+
+    @property
+    def can_correlate(self) -> bool:
+        return any(stage.can_correlate for stage in self.parts)
+
+    def path(self, steps: int | None) -> list[int]:
+        """... with those left out that stages which can skip some are to leave out, each in proportion to its steps."""
+        if steps is None or not self.can_skip:
+            return super().path(steps)
+        fixed = sum(stage.horizon for stage in self.parts if not stage.can_skip)
+        free = [stage.horizon for stage in self.parts if stage.can_skip]
+        if not fixed + len(free) <= steps <= self.horizon:
+            raise GoalgenError(
+                f"the number of sampling steps must be {fixed + len(free)} to {self.horizon}, not {steps}"
+            )
+        shares = list(accumulate(free, initial=0))
+        cut = [round(share * (steps - fixed) / shares[-1]) for share in shares]
+        counts = iter([max(1, b - a) for a, b in pairwise(cut)])
+        whole = [0]
+        for stage in self.parts:
+            own = even_path(stage.horizon, next(counts)) if stage.can_skip else range(stage.horizon + 1)
+            whole += [whole[-1] + step for step in list(own)[1:]]
+        return whole
+
+    # -- learning --------------------------------------------------------------------------------------------------
+
+    def draw(self, batch: int, streams: Streams) -> Draws:
+        """Noise of the steps before the last stage, and whatever the last one draws."""
+        last = self.parts[-1].draw(batch, lambda name: streams(f"last stage {name}"))
+        first = draw_noise(self.environment, batch, streams("actions"))[: self.environment.ends[-2]]
+        return {"before": first, **last}
+
+    def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
+        """Episodes of the stages before the last, whose states the last one learns from in its own way. (Equation 29)"""
+        *before, last = self.parts
+        own = [stage.gc_agent for stage in before if isinstance(stage.gc_agent, LearningGCAgent)]
+        first = rollout(
+            self, task, draws["before"], through_q=True, through_actions=True, steps=self.environment.ends[-2], weigh=bool(own)
+        )  # fmt: skip
+        end = first.states[-1]
+        onward = dataclasses.replace(task, start=self.environment.canvas(end), memory=self.environment.memory(end))
+        learned = last.learn(onward, {name: drawn for name, drawn in draws.items() if name != "before"}, clock)
+        loss, info = learned.loss, learned.info
+        for k, stage in enumerate(before):
+            begin = self.environment.ends[k] - stage.horizon
+            loss = loss + stage.kl_weight(clock) * first.kl[begin : self.environment.ends[k]].sum(0).mean()
+            if isinstance(stage.gc_agent, LearningGCAgent):
+                terms = Bound(learned.bound.total, first.kl[begin : self.environment.ends[k]])
+                extra, more = stage.gc_agent.loss(stage, self.part(first, k), terms)
+                loss, info = loss + extra, {**info, **more}
+        terms = Bound(learned.bound.reconstruction, torch.cat([first.kl.detach(), learned.bound.kl]))
+        return Learned(loss, terms, info, learned.seen)
+
+    def part(self, trajectory: Trajectory, k: int) -> Trajectory:
+        """The episodes of stage k alone, as if it were the only one."""
+        end = self.environment.ends[k]
+        begin = end - self.parts[k].horizon
+        q, decisions = trajectory.q[begin:end], trajectory.decisions[begin:end]
+        actions = [
+            p.unpack(a) if isinstance(p, Packed) else a for p, a in zip(q, trajectory.actions[begin:end], strict=True)
+        ]
+        states = [
+            self.environment.own(k, state) for state in trajectory.states[begin : end + (k + 1 == len(self.parts))]
+        ]
+        if k + 1 < len(self.parts):  # its last state is not kept: the next stage has begun, with the same canvas
+            canvas = self.environment.canvas(trajectory.states[end])
+            states.append(
+                torch.cat([canvas.flatten(1), states[-1].flatten(1)[:, canvas[0].numel() :]], 1).view_as(states[-1])
+            )
+        task = dataclasses.replace(trajectory.task, start=self.environment.canvas(trajectory.states[begin]))
+        return Trajectory(
+            task, torch.stack(states), torch.stack(actions), [Decision(unpacked(d.policy)) for d in decisions],
+            [unpacked(p) for p in q], trajectory.kl[begin:end], trajectory.log_ratio[begin:end],
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def estimate(self, task: Task, streams: Streams) -> Bound:
+        noise = draw_noise(self.environment, len(task), streams("actions")).to(self.device)
+        first = rollout(self, task, noise, steps=self.environment.ends[-2], weigh=False)
+        end = first.states[-1]
+        onward = dataclasses.replace(task, start=self.environment.canvas(end), memory=self.environment.memory(end))
+        terms = self.parts[-1].estimate(onward, lambda name: streams(f"last stage {name}"))
+        return Bound(terms.reconstruction, torch.cat([first.kl, terms.kl]))
+
+    def after_step(self, after: AfterStep) -> dict[str, int]:
+        averaged = after.averaged
+        assert isinstance(averaged, Stages)
+        return self.parts[-1].after_step(dataclasses.replace(after, averaged=averaged.parts[-1]))
+
+    def report(self, trajectory: Trajectory) -> dict[str, Any]:
+        """KL by stage, and what every stage reports of its own episodes."""
+        found: dict[str, Any] = {}
+        nats = []
+        for k, stage in enumerate(self.parts):
+            own = self.part(trajectory, k)
+            nats.append([f"{stage.name}:{stage.horizon}", own.kl.sum(0).mean().item()])
+            found |= {key if key not in found else f"{key}_{k}": value for key, value in stage.report(own).items()}
+        return {"kl_by_stage": nats, **found}
+
+
+def agent_of(kind: type[Family], plan: Plan) -> str:
+    """The GC-agent of a stage: the one asked for, if it has that."""
+    return plan.gc_agent if plan.gc_agent in kind.gc_agents else next(iter(kind.gc_agents))
+
+
+def make_stages(spec: str, known: Callable[[str], type[Family]]) -> type[Stages]:
+    """The family that ``spec`` names, such as "code:1+bridge:4".
+
+    Args:
+        known: a family by its name.
+
+    Raises:
+        GoalgenError: a stage is no family, or its number of steps is none.
+    """
+    kinds, steps = [], []
+    for part in spec.split("+"):
+        name, colon, count = part.strip().partition(":")
+        if colon and not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise GoalgenError(
+                f"--environment {spec}: {part!r} needs a number of steps after the colon, such as {name}:4"
+            )
+        kinds.append(known(name))
+        steps.append(int(count) if colon else None)
+    if len(kinds) < 2:
+        raise GoalgenError(
+            f"--environment {spec} is one stage; write --environment {kinds[0].name} --horizon {steps[0]}"
+        )
+    fields: dict[str, Any] = {}
+    for kind in kinds:
+        hints = typing.get_type_hints(kind.Settings)
+        for item in dataclasses.fields(kind.Settings):
+            value = dataclasses.field(default=item.default, metadata=item.metadata)
+            fields.setdefault(item.name, (item.name, hints[item.name], value))
+    settings = dataclasses.make_dataclass("StagesSettings", fields.values(), bases=(config.Settings,), frozen=True)
+    agents = {EACH: StagesGCAgent} | {name: make for kind in kinds for name, make in kind.gc_agents.items()}
+    about = {"name": spec, "Settings": settings, "gc_agents": agents, "kinds": tuple(kinds), "steps": tuple(steps)}
+    return type("Stages", (Stages,), about)
