@@ -54,14 +54,15 @@ class ModelConfig:
     """What both agents are told besides the canvas: nothing, or the image's label."""
     network: Literal["mlp", "unet", "transformer"] = "mlp"
     """The agents' network: mlp (up to about 16x16), unet (convolutions) or transformer (over patches)."""
-    width: int = 256
-    """Units of an mlp layer, channels of the U-Net's finest map, or numbers in a transformer's token."""
-    depth: int = 2
-    """Residual blocks of an mlp or a transformer; blocks at every size of a U-Net."""
-    head_width: int = 128
-    """Units (mlp) or channels of a position (unet, transformer) from which images are drawn."""
-    patch: int = 4
-    """unet, transformer: side of the square of pixels that becomes one position of the finest map."""
+    width: int | None = None
+    """Units of an mlp layer, channels of the U-Net's finest map, or numbers in a transformer's token; unset: 256, 32, 128."""
+    depth: int | None = None
+    """Residual blocks of an mlp or a transformer; blocks at every size of a U-Net; unset: 2, 4, 1."""
+    head_width: int | None = None
+    """Units (mlp) or channels of a position (unet, transformer) from which images are drawn; unset: 128, 64, 64."""
+    patch: int | None = None
+    """unet, transformer: side of the square of pixels that becomes one position of the finest map; unset: the least that makes
+    that map at most 16 positions wide and high."""
     dropout: float = 0.0
     """Dropout inside the S-agent's network."""
 

@@ -15,7 +15,7 @@ from goalgen.families.proposals import Proposals
 from goalgen.families.reveal import Reveal
 from goalgen.families.stages import Stages, make_stages
 from goalgen.family import Family, Plan, check_least, check_share
-from goalgen.networks import NetworkSpec
+from goalgen.networks import SIZES, NetworkSpec, default_patch
 
 F = TypeVar("F", bound=type[Family])
 
@@ -102,8 +102,10 @@ def plan_of(config: Config, shape: tuple[int, int, int], levels: int, num_labels
         raise GoalgenError(
             "--condition label needs labelled data: class folders, or a parquet file with a label column"
         )
+    width, depth, head = SIZES[model.network]
     network = NetworkSpec(
-        model.network, shape, model.horizon, model.width, model.depth, model.head_width, model.dropout, model.patch,
+        model.network, shape, model.horizon, model.width or width, depth if model.depth is None else model.depth,
+        model.head_width or head, model.dropout, model.patch or default_patch(*shape[1:]),
         num_labels if model.condition == "label" else 0,
     )  # fmt: skip
     agent = next(iter(family.gc_agents)) if model.gc_agent == "auto" else model.gc_agent

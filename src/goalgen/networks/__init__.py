@@ -14,6 +14,16 @@ KINDS: dict[str, tuple[type[Trunk], type[Top]]] = {
 """Trunk and top of every kind of network."""
 
 
+SIZES: dict[str, tuple[int, int, int]] = {"mlp": (256, 2, 128), "transformer": (128, 4, 64), "unet": (32, 1, 64)}
+"""Width, depth and head width where none are given: what a laptop trains."""
+
+
+def default_patch(height: int, width: int) -> int:
+    """The least side of a square of pixels that makes a map of at most 16x16 positions of an image."""
+    dividers = [n for n in range(1, min(height, width) + 1) if height % n == 0 and width % n == 0]
+    return next((n for n in dividers if max(height, width) <= 16 * n), dividers[-1])
+
+
 def make_trunk(spec: NetworkSpec, channels: int, depth: int) -> Trunk:
     """The first half of a network for images of so many channels.
 
@@ -44,6 +54,7 @@ def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = Tru
 
 
 __all__ = [
+    "SIZES",
     "ImageHead",
     "Middle",
     "NetworkSpec",
@@ -51,6 +62,7 @@ __all__ = [
     "Torso",
     "Trunk",
     "bounded",
+    "default_patch",
     "draw",
     "make_torso",
     "make_trunk",

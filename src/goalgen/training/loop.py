@@ -23,7 +23,7 @@ from goalgen.family import AfterStep, Family
 from goalgen.learning import Clock, Learned
 from goalgen.saved import save_model
 from goalgen.settings import complete, save_config
-from goalgen.size import describe_size
+from goalgen.size import count_operations, describe_size
 from goalgen.starts import ImageStart, make_start
 from goalgen.storage import write_atomically
 from goalgen.training.batches import Batches, conditional_on, mean_image
@@ -75,7 +75,8 @@ class Trainer:
         self.levels = 2 if data.binarize else data.train.levels
         num_labels = count_labels(data) if config.model.condition == "label" else 0
         family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
-        self.accelerator = make_accelerator(config, choose_precision(self.settings.precision, family))
+        precision = choose_precision(self.settings.precision, family, count_operations(family)["train"])
+        self.accelerator = make_accelerator(config, precision)
         self.main = self.accelerator.is_main_process
         self.silent = self.settings.quiet or not self.main
         self.start = make_start(config.model.start, self.shape, mean_image(data.train), config.data)

@@ -19,9 +19,9 @@ from goalgen.config import Config
 from goalgen.errors import GoalgenError
 from goalgen.training.log import JSONLTracker
 
-BF16_WEIGHTS = 1_000_000
-"""Weights from which bfloat16 is faster on a CPU that has instructions for it: in smaller networks its conversions cost
-more than the products save."""
+BF16_WEIGHTS, BF16_OPERATIONS = 1_000_000, 10_000_000
+"""Weights, or operations of a training image, from which bfloat16 is faster on a CPU that has instructions for it: in smaller
+networks its conversions cost more than the products save. (Convolutions have few weights and many operations.)"""
 
 
 def make_accelerator(config: Config, precision: str) -> Accelerator:
@@ -55,13 +55,13 @@ def make_accelerator(config: Config, precision: str) -> Accelerator:
     return accelerator
 
 
-def choose_precision(setting: str, model: nn.Module) -> str:
-    """What "auto" means here: "bf16" or "no"."""
+def choose_precision(setting: str, model: nn.Module, operations: int = 0) -> str:
+    """What "auto" means here, for a model of so many operations a training image: "bf16" or "no"."""
     if setting != "auto":
         return setting
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    large = sum(p.numel() for p in model.parameters()) >= BF16_WEIGHTS
+    large = sum(p.numel() for p in model.parameters()) >= BF16_WEIGHTS or operations >= BF16_OPERATIONS
     return "bf16" if cpu_has_bfloat16() and large else "no"
 
 
