@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -340,3 +342,33 @@ def test_the_rules_catch_what_they_forbid(tmp_path):
     assert own_module("goalgen.data.load_data") == "data"
     assert own_module("goalgen.__version__") == ROOT
     assert own_module("torch.nn") is None
+
+
+ARCHITECTURE = Path(__file__).parents[1] / "docs" / "architecture.md"
+
+
+def places(text: str) -> list[str]:
+    """Modules and folders below goalgen that a text names, such as "rollout" and "training"."""
+    names = re.findall(r"(?<![\w/.-])([a-z_]+(?:/[a-z_]+)*)(?:\.py|/)(?![\w-])", text)
+    return [name.replace("/", ".") for name in names]
+
+
+def test_the_picture_of_the_floors_is_the_order_of_imports():
+    """Whatever stands on a line of docs/architecture.md comes after all that stands below it."""
+    picture = ARCHITECTURE.read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    floors = [[LAYER[name] for name in places(line)] for line in picture.splitlines() if places(line)]
+    assert len(floors) >= 10
+    assert all(min(above) > max(below) for above, below in pairwise(floors))
+    drawn = {name for line in picture.splitlines() for name in places(line)}
+    assert {package(module) for module in LAYER} - drawn <= {"__main__", "learning", "task"} | {
+        package(m) for m in drawn
+    }
+
+
+def test_files_that_the_page_of_the_architecture_names_exist():
+    text = ARCHITECTURE.read_text(encoding="utf-8").split("```")[2]
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert len(named) >= 15
+    for name in named:
+        own, other = SOURCE / name, SOURCE.parents[1] / name
+        assert own.exists() or other.exists(), f"docs/architecture.md names {name}"
