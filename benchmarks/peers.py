@@ -233,6 +233,7 @@ class Fitted:
 
 def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device: str = "cpu") -> Fitted:
     """Train for ``settings.max_seconds``, in the way and in the precision of :mod:`goalgen.training.loop`."""
+    settings = settings.plain()
     peer.to(device).train()
     half = choose_precision(settings.precision, peer) == "bf16"
     decayed = [p for p in peer.parameters() if p.ndim > 1]

@@ -5,7 +5,7 @@ The settings of a family stand with the family; :mod:`goalgen.settings` reads an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +43,8 @@ class ModelConfig:
 
     environment: str = "auto"
     """The kind of model: a family, see the groups of options below; auto: the one that --gc-agent acts in, or the first."""
-    horizon: int = 10
-    """H, the number of steps of an episode."""
+    horizon: int | None = None
+    """H, the number of steps of an episode; unset: 10."""
     start: str = "mean"
     """Initial state: mean, constant[:LEVEL 0..1], noise[:STD], an image file, a folder of images (paired by name with
     the goals, or sampled), or a function of the goal: grey, blur[:SIGMA], downsample[:FACTOR], mask[:FRACTION], edges."""
@@ -52,8 +52,9 @@ class ModelConfig:
     """How the GC-agent acts: one of those that the family names below; auto: the first of them."""
     condition: Literal["none", "label"] = "none"
     """What both agents are told besides the canvas: nothing, or the image's label."""
-    network: Literal["mlp", "unet", "transformer"] = "mlp"
-    """The agents' network: mlp (up to about 16x16), unet (convolutions) or transformer (over patches)."""
+    network: Literal["auto", "mlp", "unet", "transformer"] = "auto"
+    """The agents' network: mlp (up to about 16x16), unet (convolutions) or transformer (over patches). auto: an mlp; where
+    family and GC-agent are auto too, all three and what suits them are chosen by the images."""
     width: int | None = None
     """Units of an mlp layer, channels of the U-Net's finest map, or numbers in a transformer's token; unset: 256, 32, 128."""
     depth: int | None = None
@@ -71,13 +72,13 @@ class ModelConfig:
 class TrainingConfig:
     """The training loop."""
 
-    batch_size: int = 32
-    """Goals in one optimiser step, over all processes together."""
+    batch_size: int | None = None
+    """Goals in one optimiser step, over all processes together; unset: 32."""
     episodes_per_goal: int | None = None
     """Episodes of every goal in a batch (the batch holds BATCH_SIZE / EPISODES_PER_GOAL goals); unset: 4 for the value
     agent, which learns from what differs between them, 1 for the others."""
-    learning_rate: float = 3e-3
-    """Peak learning rate of AdamW; parameters of a GC-agent that learn faster or slower do so in proportion to it."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW, unset: 3e-3; parameters of a GC-agent that learn faster or slower do so in proportion to it."""
     weight_decay: float = 0.01
     """AdamW weight decay, on the weights of linear and convolutional layers only."""
     warmup_steps: int = 50
@@ -86,8 +87,9 @@ class TrainingConfig:
     """How the learning rate falls over the run: over --max-steps, or over --max-seconds where no steps are given."""
     clip_norm: float = 50.0
     """Largest norm of the gradient, in nats."""
-    ema: float = 0.998
-    """Decay of the exponential moving average of the weights (warmed up, so that early averages forget quickly)."""
+    ema: float | None = None
+    """Decay of the exponential moving average of the weights (warmed up, so that early averages forget quickly); unset:
+    0.998."""
     max_steps: int | None = None
     """Stop after this many optimiser steps. Only then does a resumed run end with the very same weights: the learning rate
     is a function of the step, not of the clock."""
@@ -114,6 +116,11 @@ class TrainingConfig:
     """Also write TensorBoard events (needs the package tensorboard)."""
     quiet: bool = False
     """No progress bar, even on a terminal."""
+
+    def plain(self) -> TrainingConfig:
+        """The same with numbers for what is unset."""
+        numbers: dict[str, Any] = {"batch_size": 32, "learning_rate": 3e-3, "ema": 0.998}
+        return replace(self, **{name: value for name, value in numbers.items() if getattr(self, name) is None})
 
 
 @dataclass(frozen=True)

@@ -232,10 +232,9 @@ def check_share(settings: Any, *names: str) -> None:
         GoalgenError: naming the option.
     """
     for name in names:
-        if not 0 <= getattr(settings, name) < 1:
-            raise GoalgenError(
-                f"--{name.replace('_', '-')} must be at least 0 and below 1, not {getattr(settings, name)}"
-            )
+        value = getattr(settings, name)
+        if value is not None and not 0 <= value < 1:
+            raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
 
 
 def check_above_zero(settings: Any, *names: str) -> None:

@@ -102,9 +102,10 @@ def plan_of(config: Config, shape: tuple[int, int, int], levels: int, num_labels
         raise GoalgenError(
             "--condition label needs labelled data: class folders, or a parquet file with a label column"
         )
-    width, depth, head = SIZES[model.network]
+    kind = "mlp" if model.network == "auto" else model.network
+    width, depth, head = SIZES[kind]
     network = NetworkSpec(
-        model.network, shape, model.horizon, model.width or width, depth if model.depth is None else model.depth,
+        kind, shape, 10 if model.horizon is None else model.horizon, model.width or width, depth if model.depth is None else model.depth,
         model.head_width or head, model.dropout, model.patch or default_patch(*shape[1:]),
         num_labels if model.condition == "label" else 0,
     )  # fmt: skip

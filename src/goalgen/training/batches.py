@@ -48,7 +48,7 @@ class Batches:
     def __init__(
         self, config: Config, train: ImageSet, binarize: bool, start: Start, family: Family, rank: int, world: int
     ) -> None:
-        size = config.training.batch_size
+        size = config.training.plain().batch_size or 0
         self.config, self.train, self.binarize, self.start, self.family = config, train, binarize, start, family
         self.episodes = config.training.episodes_per_goal or family.gc_agent.episodes_per_goal
         if size % (world * self.episodes):

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from goalgen import rng
 from goalgen.bound import bits_per_dim
+from goalgen.choice import choose, is_open, worth
 from goalgen.config import Config
 from goalgen.data import Splits, load_data
 from goalgen.errors import GoalgenError
@@ -34,6 +36,9 @@ from goalgen.training.machine import StopSignal, choose_precision, make_accelera
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
 from goalgen.training.preparation import check_config, count_labels, prepare_folder
 from goalgen.training.validation import draw_snapshot, validation_bound
+
+TIMED = 10
+"""Steps after which it is said what the time of a run buys."""
 
 DEFAULT_SECONDS = 600.0
 """Length of a run for which neither steps nor seconds are given."""
@@ -61,16 +66,22 @@ def train(config: Config) -> Outcome:
         GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
     """
     check_config(config)
+    data: Splits | None = None
+    chosen: list[str] = []
+    if is_open(config):
+        data = load_data(config.data)
+        config, chosen = choose(config, data, torch.cuda.is_available())
     config = complete(config)
     prepare_folder(config)
-    return Trainer(config, load_data(config.data)).run()
+    return Trainer(config, data or load_data(config.data), chosen).run()
 
 
 class Trainer:
     """One run. :func:`train` is the way in; the class is for those who change the loop."""
 
-    def __init__(self, config: Config, data: Splits) -> None:
-        self.config, self.settings, self.data = config, config.training, data
+    def __init__(self, config: Config, data: Splits, remarks: Sequence[str] = ()) -> None:
+        """``remarks``: lines to say before training begins, of a run whose settings were chosen for the user."""
+        self.config, self.settings, self.data, self.remarks = config, config.training.plain(), data, remarks
         self.shape = data.train.shape
         self.levels = 2 if data.binarize else data.train.levels
         num_labels = count_labels(data) if config.model.condition == "label" else 0
@@ -85,7 +96,7 @@ class Trainer:
             self.accelerator.process_index, self.accelerator.num_processes,
         )  # fmt: skip
         self.family: Family = family.to(self.accelerator.device)
-        self.ema = EMA(family, self.settings.ema)
+        self.ema = EMA(family, self.settings.ema or 0.0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # newer torch has another word for it
             self.learner, self.optimizer = self.accelerator.prepare(family, make_optimizer(family, self.settings))
@@ -102,8 +113,9 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the end, a signal, or a loss that is not finite."""
         self._resume()
-        if not self.silent and sys.stderr.isatty():
-            print(describe_size(self.family), file=sys.stderr)
+        if not self.silent:
+            size = [describe_size(self.family)] if self.remarks or sys.stderr.isatty() else []
+            print(*self.remarks, *size, sep="\n", end="\n" if size else "", file=sys.stderr)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
             self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
@@ -114,15 +126,21 @@ class Trainer:
         self.clock = time.perf_counter() - self.progress.seconds
         self.saved_at = self.progress.seconds
         mark = (time.perf_counter(), self.progress.step)
+        second, begun = mark
         with bar, self.stop.listening():
             while not self._finished():
                 learned = self._step()
                 names, values = measured(learned)
                 self.window.append(values)
                 step = self.progress.step
+                if self.remarks and step == begun + TIMED and not self.silent:
+                    now = (TIMED - 1) * (self.settings.batch_size or 0) / (time.perf_counter() - second)
+                    left = self.settings.max_seconds or (None if self.settings.max_steps else DEFAULT_SECONDS)
+                    tqdm.write(worth(len(self.data.train), now, left), file=sys.stderr) if left else None
+                second = time.perf_counter() if step == begun + 1 else second
                 bar.n = self._position()
                 if step % self.settings.log_every == 0:
-                    rate_now = (step - mark[1]) * self.settings.batch_size / (time.perf_counter() - mark[0])
+                    rate_now = (step - mark[1]) * (self.settings.batch_size or 0) / (time.perf_counter() - mark[0])
                     record = self._log(names, rate_now)
                     mark = (time.perf_counter(), step)
                     bar.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim, {rate_now:,.0f} images/s")

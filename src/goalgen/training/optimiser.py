@@ -16,8 +16,9 @@ def make_optimizer(family: Family, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW with the family's groups of parameters. A group's ``peak`` is its learning rate at the top of the schedule."""
     # One pass over weights and moments instead of a dozen: a tenth of a training step on a CPU.
     fused = all(p.device.type in ("cpu", "cuda") for p in family.parameters())
-    groups = family.parameter_groups(config.learning_rate, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)
+    rate = config.plain().learning_rate or 0.0
+    groups = family.parameter_groups(rate, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=fused)
 
 
 def rate(config: TrainingConfig, step: int, done: float) -> float:

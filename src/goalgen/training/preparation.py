@@ -32,7 +32,7 @@ def check_config(config: Config) -> None:
         picture_every=0, log_every=1,
     )  # fmt: skip
     check_above_zero(training, "learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds")
-    if training.learning_rate > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
+    if (training.learning_rate or 0) > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
         raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
     check_share(training, "ema")
     if not 0 <= training.weight_decay < math.inf:
