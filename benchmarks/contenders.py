@@ -77,10 +77,10 @@ class Setup:
 
 
 DIGITS = Setup(
-    (1, 8, 8), 17, 250_000, {"depth": 4, "dropout": 0.1}, {"batch_size": 64, "ema": 0.9995, "eval_every": 100}, modes=32
+    (1, 8, 8), 17, 250_000, {"network": "mlp", "depth": 4, "dropout": 0.1}, {"batch_size": 64, "ema": 0.9995, "eval_every": 100}, modes=32
 )
 LARGER = Setup(
-    (1, 28, 28), 256, 3_000_000, {"depth": 2},
+    (1, 28, 28), 256, 3_000_000, {"network": "mlp", "depth": 2},
     {"batch_size": 64, "learning_rate": 2e-3, "eval_every": 200, "limit": 20_000}, {"iw_images": 2, "iw_k": 2}, modes=64,
 )  # fmt: skip
 SETUPS = {"digits": DIGITS, "fashion_mnist": LARGER, "mnist": LARGER}
@@ -200,7 +200,7 @@ def spec_of(setup: Setup, width: int) -> NetworkSpec:
     """A peer's network: of the kind, depth and dropout that goalgen's have on these data."""
     model = configure(**setup.model).model
     return NetworkSpec(
-        model.network, setup.shape, 1, width, model.depth, max(8, width // 2), model.dropout, model.patch
+        model.network, setup.shape, 1, width, model.depth, max(8, width // 2), model.dropout, model.patch or 1
     )
 
 

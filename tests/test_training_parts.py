@@ -237,7 +237,7 @@ def test_precision_is_chosen_by_device_size_and_family(monkeypatch):
     assert machine.choose_precision("auto", sized_agents(512, environment="proposals")) == "bf16"
     assert machine.choose_precision("bf16", small) == "bf16"
     assert machine.choose_precision("no", large) == "no"
-    assert machine.choose_precision("auto", small, operations=20_000_000) == "bf16"  # a U-Net has few weights
+    assert machine.choose_precision("auto", small, operations=lambda: 20_000_000) == "bf16"  # a U-Net has few weights
     monkeypatch.setattr(machine, "cpu_has_bfloat16", lambda: False)
     assert machine.choose_precision("auto", large) == "no"
 

@@ -39,6 +39,7 @@ Proposals.gc_agents["stopping"] = StoppingGCAgent
 
 FREQUENT = {
     "gc_agent": "stopping", "max_steps": 40, "log_every": 5, "eval_every": 6, "checkpoint_every": 9, "dropout": 0.1,
+    "precision": "no",  # to choose one, operations would be counted first
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_stopped_and_resumed_run_is_the_uninterrupted_run(tmp_path, monkeypatch,
 
 
 def test_signal_in_the_last_step_does_not_undo_the_end(tmp_path, monkeypatch):
-    config = tiny_config(tmp_path / "run", gc_agent="stopping", max_steps=3, eval_every=50)
+    config = tiny_config(tmp_path / "run", gc_agent="stopping", max_steps=3, eval_every=50, precision="no")
     monkeypatch.setattr(StoppingGCAgent, "decisions_left", 9)  # three steps of horizon 3
     outcome = train(config)
     assert StoppingGCAgent.decisions_left <= 0

@@ -86,7 +86,7 @@ class Trainer:
         self.levels = 2 if data.binarize else data.train.levels
         num_labels = count_labels(data) if config.model.condition == "label" else 0
         family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
-        precision = choose_precision(self.settings.precision, family, count_operations(family)["train"])
+        precision = choose_precision(self.settings.precision, family, lambda: count_operations(family)["train"])
         self.accelerator = make_accelerator(config, precision)
         self.main = self.accelerator.is_main_process
         self.silent = self.settings.quiet or not self.main

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -55,14 +55,16 @@ def make_accelerator(config: Config, precision: str) -> Accelerator:
     return accelerator
 
 
-def choose_precision(setting: str, model: nn.Module, operations: int = 0) -> str:
-    """What "auto" means here, for a model of so many operations a training image: "bf16" or "no"."""
+def choose_precision(setting: str, model: nn.Module, operations: Callable[[], int] = lambda: 0) -> str:
+    """What "auto" means here: "bf16" or "no". ``operations`` counts those of a training image, where they decide."""
     if setting != "auto":
         return setting
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    large = sum(p.numel() for p in model.parameters()) >= BF16_WEIGHTS or operations >= BF16_OPERATIONS
-    return "bf16" if cpu_has_bfloat16() and large else "no"
+    if not cpu_has_bfloat16():
+        return "no"
+    weights = sum(p.numel() for p in model.parameters())
+    return "bf16" if weights >= BF16_WEIGHTS or operations() >= BF16_OPERATIONS else "no"
 
 
 def cpu_has_bfloat16() -> bool:
