@@ -77,7 +77,12 @@ class Setup:
 
 
 DIGITS = Setup(
-    (1, 8, 8), 17, 250_000, {"network": "mlp", "depth": 4, "dropout": 0.1}, {"batch_size": 64, "ema": 0.9995, "eval_every": 100}, modes=32
+    (1, 8, 8),
+    17,
+    250_000,
+    {"network": "mlp", "depth": 4, "dropout": 0.1},
+    {"batch_size": 64, "ema": 0.9995, "eval_every": 100},
+    modes=32,
 )
 LARGER = Setup(
     (1, 28, 28), 256, 3_000_000, {"network": "mlp", "depth": 2},
