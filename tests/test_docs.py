@@ -296,7 +296,8 @@ def test_relative_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
-def test_no_path_of_a_machine_is_left(path):
+def test_a_document_has_a_heading_and_no_path_of_a_machine(path):
     text = path.read_text(encoding="utf-8")
+    assert text.startswith("# "), f"{path.name} does not begin with its heading"
     for string in FORBIDDEN:
         assert string not in text, f"{path.name} mentions {string}"
