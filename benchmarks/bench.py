@@ -186,7 +186,7 @@ def spread_of(rows: list[Row]) -> dict[str, tuple[float, float]]:
                 groups.setdefault(f"{who}: {key}", []).append(row[key])
         if "images_per_second" in row:
             rate, half = row["images_per_second"], row.get("spread")  # an earlier row stands for several rounds
-            name = f"{who}, {row['precision']}, {row.get('before') or 'now'}: images/s"
+            name = f"{who}, {row['precision']}: images/s"
             groups.setdefault(name, []).extend([rate] if half is None else [rate - half, rate + half])
     return {k: (statistics.mean(v), statistics.stdev(v)) for k, v in groups.items() if len(v) > 1}
 

@@ -172,19 +172,19 @@ def device_of(name: str, results: dict[str, Any]) -> str:
 
 def speed(name: str, _: str) -> str:
     results = read(f"speed_{name}")
-    rounds: dict[tuple[str, str, str], Rows] = {}
+    rounds: dict[tuple[str, str], Rows] = {}
     for row in results["rows"]:
-        rounds.setdefault((row["precision"], row.get("before") or "", row["contender"]), []).append(row)
+        rounds.setdefault((row["precision"], row["contender"]), []).append(row)
     if not rounds:
         return ""
     rows = []
-    for (precision, before, contender), found in sorted(rounds.items()):
+    for (precision, contender), found in sorted(rounds.items()):
         rates = [r["images_per_second"] for r in found]
         middle = {
             k: statistics.median(r[k] for r in found) for k in ("images_per_second", "peak_mib", "seconds_per_image")
         }
         rows.append({
-            **found[0], **middle, "who": f"{contender} at {before}" if before else contender,
+            **found[0], **middle, "who": contender,
             "word": "bfloat16" if precision == "bf16" else "float32", "drawn": 1 / middle["seconds_per_image"],
             "spread": found[0].get("spread", (max(rates) - min(rates)) / 2),  # earlier files hold medians
         })  # fmt: skip
@@ -197,21 +197,14 @@ def speed(name: str, _: str) -> str:
 def gains(rows: Rows) -> str:
     """Ratios that the targets speak of."""
     parts = []
-    rate = {(r["contender"], r["precision"], bool(r.get("before"))): r["images_per_second"] for r in rows}
+    rate = {(r["contender"], r["precision"]): r["images_per_second"] for r in rows}
     for precision, word in (("no", "float32"), ("bf16", "bfloat16")):
-        peers = {
-            c: v for (c, p, before), v in rate.items() if p == precision and not before and not c.startswith("goalgen")
-        }
-        mine = rate.get(("goalgen fixed bridge", precision, False))
+        peers = {c: v for (c, p), v in rate.items() if p == precision and not c.startswith("goalgen")}
+        mine = rate.get(("goalgen fixed bridge", precision))
         if peers and mine:
             fastest = max(peers, key=lambda c: peers[c])
             parts.append(f"In {word} the fixed bridge, which evaluates its network once an image as the peers do, trains at "
                          f"{mine / peers[fastest]:.2f} of the speed of the fastest peer ({fastest}).")  # fmt: skip
-    old = {c: v for (c, _, before), v in rate.items() if before}
-    now = {c: max((v for (d, _, before), v in rate.items() if d == c and not before), default=0.0) for c in old}
-    if old:
-        parts.append("Against the earlier commit, in the faster of the two precisions: " + ", ".join(
-            f"{c.removeprefix('goalgen ')} {now[c] / old[c]:.2f} times" for c in old) + ".")  # fmt: skip
     return "\n".join(parts)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,6 +23,7 @@ from goalgen.config import Config
 from goalgen.families import families
 from goalgen.settings import configure
 from goalgen.training.log import read_log
+from goalgen.training.loop import Trainer
 
 TINY: dict[str, Any] = {
     "environment": "proposals",
@@ -116,6 +120,18 @@ def different(one: Path, other: Path) -> list[str]:
     assert mine
     assert mine.keys() == theirs.keys()
     return [name for name in mine if mine[name].numpy().tobytes() != theirs[name].numpy().tobytes()]
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send the process a signal, once, when training begins its step of this number in the process."""
+    step, calls = Trainer._step, itertools.count()
+
+    def stopping(trainer: Trainer) -> Any:
+        if next(calls) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "_step", stopping)
 
 
 def timeless_log(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import different, tensors, timeless_log, tiny_config, tiny_options, write_images
+from runs import different, stop_in_step, tensors, timeless_log, tiny_config, tiny_options, write_images
 from tiny import tiny_agents, tiny_goals, tiny_start
 
 from goalgen import cli, exact
@@ -26,7 +25,6 @@ from goalgen.task import Task
 from goalgen.training import train
 from goalgen.training.batches import Batches
 from goalgen.training.log import read_log
-from goalgen.training.loop import Trainer
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "latent": {"environment": "latent", "latent_size": 3},
@@ -112,14 +110,7 @@ def test_stopped_and_resumed_run_is_the_uninterrupted_run(family, tmp_path, monk
         "max_steps": 30, "log_every": 4, "eval_every": 7, "checkpoint_every": 9, "dropout": 0.1,
     }  # fmt: skip
     whole = train(tiny_config(tmp_path / "whole", **settings))
-    step, calls = Trainer._step, iter(range(1000))
-
-    def stopping(trainer):
-        if next(calls) == 12:
-            signal.raise_signal(signal.SIGTERM)
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "_step", stopping)
+    stop_in_step(monkeypatch, 12)
     config = tiny_config(tmp_path / "halves", **settings)
     first = train(config)
     assert first.interrupted

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import different, digest, environment, tensors, timeless_log
+from runs import different, digest, environment, stop_in_step, tensors, timeless_log
 
 import goalgen
 from goalgen import cli, families
 from goalgen.training.log import read_log
-from goalgen.training.loop import Trainer
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide.md"
 SOURCE = Path(goalgen.__file__).parent
@@ -77,14 +75,7 @@ def test_it_learns(tmp_path):
 
 
 def test_stopped_and_resumed_it_is_the_uninterrupted_run(run, tmp_path, monkeypatch):
-    step, calls = Trainer._step, iter(range(1000))
-
-    def stopping(trainer):
-        if next(calls) == 12:
-            signal.raise_signal(signal.SIGTERM)
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "_step", stopping)
+    stop_in_step(monkeypatch, 12)
     config = goalgen.configure(out=tmp_path / "halves", **TINY)
     assert goalgen.train(config).interrupted
     again = goalgen.train(config).folder

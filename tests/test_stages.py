@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 import torch
-from runs import different, tiny_config, tiny_options
+from runs import different, stop_in_step, tiny_config, tiny_options
 from tiny import LEVELS, SHAPE, tiny_goals, tiny_start
 
 import goalgen
@@ -20,7 +19,6 @@ from goalgen.rollout import draw_noise, rollout, sample_rollout
 from goalgen.settings import configure
 from goalgen.task import Task
 from goalgen.training import train
-from goalgen.training.loop import Trainer
 
 KINDS = {
     "code:1+bridge:3": {"code_size": 3, "code_modes": 4},
@@ -158,14 +156,7 @@ def run(spec, tmp_path_factory):
 
 
 def test_a_sequence_is_trained_resumed_saved_sampled_and_measured(spec, run, tmp_path, monkeypatch, capsys):
-    step, calls = Trainer._step, iter(range(1000))
-
-    def stopping(trainer):
-        if next(calls) == 12:
-            signal.raise_signal(signal.SIGTERM)
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "_step", stopping)
+    stop_in_step(monkeypatch, 12)
     config = tiny_config(tmp_path / "halves", **FREQUENT, environment=spec, **KINDS[spec])
     assert train(config).interrupted
     assert different(run, train(config).folder) == []

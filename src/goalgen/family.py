@@ -214,27 +214,23 @@ class Family(Agents, ABC):
 
 
 def check_least(settings: Any, **least: int) -> None:
-    """Refuse whole numbers below what they must be at least.
+    """Refuse whole numbers below what they must be at least; None passes.
 
     Raises:
         GoalgenError: naming the option.
     """
     for name, smallest in least.items():
-        value = getattr(settings, name)
-        if value is not None and value < smallest:
-            raise GoalgenError(f"--{name.replace('_', '-')} must be at least {smallest}, not {value}")
+        _must(settings, name, lambda value, least=smallest: value >= least, f"at least {smallest}")
 
 
 def check_share(settings: Any, *names: str) -> None:
-    """Refuse shares that are not at least 0 and below 1.
+    """Refuse shares that are not at least 0 and below 1; None passes.
 
     Raises:
         GoalgenError: naming the option.
     """
     for name in names:
-        value = getattr(settings, name)
-        if value is not None and not 0 <= value < 1:
-            raise GoalgenError(f"--{name.replace('_', '-')} must be at least 0 and below 1, not {value}")
+        _must(settings, name, lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
 def check_above_zero(settings: Any, *names: str) -> None:
@@ -244,6 +240,10 @@ def check_above_zero(settings: Any, *names: str) -> None:
         GoalgenError: naming the option.
     """
     for name in names:
-        value = getattr(settings, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise GoalgenError(f"--{name.replace('_', '-')} must be above 0 and finite, not {value}")
+        _must(settings, name, lambda value: value > 0 and math.isfinite(value), "above 0 and finite")
+
+
+def _must(settings: Any, name: str, holds: Callable[[Any], bool], words: str) -> None:
+    value = getattr(settings, name)
+    if value is not None and not holds(value):
+        raise GoalgenError(f"--{name.replace('_', '-')} must be {words}, not {value}")

@@ -125,19 +125,17 @@ class Trainer:
         )  # fmt: skip
         self.clock = time.perf_counter() - self.progress.seconds
         self.saved_at = self.progress.seconds
-        mark = (time.perf_counter(), self.progress.step)
-        second, begun = mark
+        mark = begun = (time.perf_counter(), self.progress.step)
         with bar, self.stop.listening():
             while not self._finished():
                 learned = self._step()
                 names, values = measured(learned)
                 self.window.append(values)
                 step = self.progress.step
-                if self.remarks and step == begun + TIMED and not self.silent:
-                    now = (TIMED - 1) * (self.settings.batch_size or 0) / (time.perf_counter() - second)
-                    left = self.settings.max_seconds or (None if self.settings.max_steps else DEFAULT_SECONDS)
-                    tqdm.write(worth(len(self.data.train), now, left), file=sys.stderr) if left else None
-                second = time.perf_counter() if step == begun + 1 else second
+                if step == begun[1] + 1:
+                    begun = (time.perf_counter(), begun[1])  # the first step also warms up
+                elif step == begun[1] + TIMED:
+                    self._say_worth((TIMED - 1) / (time.perf_counter() - begun[0]))
                 bar.n = self._position()
                 if step % self.settings.log_every == 0:
                     rate_now = (step - mark[1]) * (self.settings.batch_size or 0) / (time.perf_counter() - mark[0])
@@ -146,6 +144,17 @@ class Trainer:
                     bar.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim, {rate_now:,.0f} images/s")
                 self._at_intervals()
         return self._end()
+
+    def _say_worth(self, steps_per_second: float) -> None:
+        """What the time buys at this rate, where settings were chosen for the user and the time is limited."""
+        seconds = self._seconds()
+        if self.remarks and seconds is not None and not self.silent:
+            images_per_second = steps_per_second * (self.settings.batch_size or 0)
+            tqdm.write(worth(len(self.data.train), images_per_second, seconds), file=sys.stderr)
+
+    def _seconds(self) -> float | None:
+        """Limit of time, if there is one."""
+        return self.settings.max_seconds or (None if self.settings.max_steps else DEFAULT_SECONDS)
 
     def _total(self) -> float:
         return self.settings.max_steps or self.settings.max_seconds or DEFAULT_SECONDS
@@ -156,8 +165,7 @@ class Trainer:
     def _finished(self) -> bool:
         """Whether the run is over, or was told to stop."""
         self.progress.seconds = time.perf_counter() - self.clock
-        settings = self.settings
-        seconds = settings.max_seconds or (None if settings.max_steps else DEFAULT_SECONDS)
+        seconds = self._seconds()
         self.over = self._is_last_step() or (seconds is not None and self._agreed(self.progress.seconds >= seconds))
         return self.over or self._agreed(self.stop.received)
 
