@@ -174,7 +174,7 @@ def test_the_learned_agent_moves_away_from_it():
     """Every kind of freedom receives a gradient: mean, noise, correlation, and what the S-agent makes of them."""
     agents = bridge("learned", jitter=0.05)
     goals, start = goals_and_start()
-    steps = spread_steps(len(goals), agents.horizon, torch.Generator().manual_seed(0))
+    steps = 1 + spread_steps(len(goals), agents.horizon, torch.Generator().manual_seed(0))
     noise = torch.randn(1, *goals.shape, generator=torch.Generator().manual_seed(0)).double()
     agents.learn(Task(start, goals), {"noise": noise, "steps": steps.unsqueeze(0)}, Clock()).loss.backward()
     for name in (
@@ -188,10 +188,12 @@ def test_the_learned_agent_moves_away_from_it():
     assert agents.get_parameter("environment.schedule.first").grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("horizon", [1, 5])
+@pytest.mark.parametrize("first_look", [False, True])
 @pytest.mark.parametrize("gc_agent", ["fixed", "learned"])
-def test_one_step_of_each_episode_estimates_the_bound(gc_agent):
+def test_one_step_of_each_episode_estimates_the_bound(gc_agent, first_look, horizon):
     """The mean of many draws of (h, x_h) agrees with whole episodes, within four standard errors."""
-    agents = bridge(gc_agent, 5, jitter=0.1).eval()
+    agents = bridge(gc_agent, horizon, jitter=0.1, first_look=first_look).eval()
     goals, start = goals_and_start(1)
     count = 4_000
     many, begin = goals.expand(count, -1, -1, -1), start.expand(count, -1, -1, -1)
@@ -199,9 +201,9 @@ def test_one_step_of_each_episode_estimates_the_bound(gc_agent):
     with torch.no_grad():
         noise = draw_noise(agents.environment, count, generator).double()
         whole = bound(agents, rollout(agents, Task(begin, many), noise))
-        steps = spread_steps(count, 5, generator)
-        noise = torch.randn(1, *many.shape, generator=generator).double()
-        one = agents.learn(Task(begin, many), {"noise": noise, "steps": steps.unsqueeze(0)}, Clock()).bound
+        draws = agents.draw(count, lambda _: generator)
+        assert draws["steps"].unique().tolist() == list(range(0 if first_look else 1, horizon + 1))
+        one = agents.learn(Task(begin, many), {**draws, "noise": draws["noise"].double()}, Clock()).bound
     for ours, theirs in ((one.total, whole.total), (one.reconstruction, whole.reconstruction)):
         error = (ours.var() / count + theirs.var() / count).sqrt()
         assert (ours.mean() - theirs.mean()).abs() < 4 * error
@@ -359,7 +361,7 @@ def test_a_discount_weighs_the_loss_and_not_the_bound(gc_agent):
     goals, start = goals_and_start(10)
     noise = torch.randn(1, 10, *SHAPE, generator=torch.Generator().manual_seed(0)).double()
     for h in range(5):
-        draws = {"noise": noise, "steps": torch.full((1, 10), h)}
+        draws = {"noise": noise, "steps": torch.full((1, 10), h + 1)}
         one, other = (agents.learn(Task(start, goals), draws, Clock()) for agents in (plain, cut))
         torch.testing.assert_close(one.bound.total, other.bound.total)
         first = one.bound.kl[0].mean()
@@ -421,7 +423,7 @@ def test_the_fixed_agent_learns_by_the_squared_error_that_its_divergence_is(hori
     agents = bridge("fixed", horizon, jitter=0.1)
     goals, start = goals_and_start(24)
     noise = torch.randn(1, 24, *SHAPE, generator=torch.Generator().manual_seed(6)).double()
-    steps = torch.arange(24) % horizon
+    steps = 1 + torch.arange(24) % horizon
     _, gc_agent, _ = parts(agents)
     found = []
     for short in (True, False):
@@ -441,7 +443,7 @@ def test_a_batch_in_which_nobody_is_at_the_last_step(gc_agent):
     agents = bridge(gc_agent, 6, jitter=0.1)
     goals, start = goals_and_start(3)
     noise = torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(6)).double()
-    learned = agents.learn(Task(start, goals), {"noise": noise, "steps": torch.tensor([0, 2, 4]).unsqueeze(0)}, Clock())
+    learned = agents.learn(Task(start, goals), {"noise": noise, "steps": torch.tensor([1, 3, 5]).unsqueeze(0)}, Clock())
     learned.loss.backward()
     assert torch.isfinite(learned.loss)
     assert learned.bound.reconstruction.tolist() == [0.0, 0.0, 0.0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from goalgen import config
+from goalgen.agents import Seen
 from goalgen.bound import Bound
 from goalgen.errors import GoalgenError
 from goalgen.families.bridge.agents import (
@@ -18,11 +19,13 @@ from goalgen.families.bridge.agents import (
     LearnedBridgeGCAgent,
     Look,
     Told,
+    column,
 )
 from goalgen.families.bridge.environment import BridgeEnvironment, Reading, Schedule, even_schedule
 from goalgen.family import Draws, Family, Plan, Streams
 from goalgen.learning import Clock, Learned, spread_steps
 from goalgen.likelihoods import PixelLikelihood
+from goalgen.policies import Gaussian
 from goalgen.task import Task
 
 __all__ = [
@@ -52,6 +55,9 @@ class BridgeSettings(config.Settings):
     """Learn the signal-to-noise ratios, starting from even steps between the two of --log-snr."""
     learn_variance: bool | None = None
     """The S-agent learns mean and variance of every pixel of its action; unset: when the GC-agent is learned."""
+    first_look: bool | None = None
+    """The S-agent's network acts at the first step, too, where it sees the initial state and what stages before have left;
+    unset: after stages that leave something."""
     clamp_guess: bool = False
     """The S-agent's guess of the goal stays within the range of grey levels."""
     discount: float | None = config.of_training(None)
@@ -76,7 +82,8 @@ class Bridge(Family):
         settings: BridgeSettings = plan.settings
         environment = BridgeEnvironment(plan.shape, even_schedule(plan.horizon, *settings.log_snr, settings.learn_snr))
         free = settings.learn_variance if settings.learn_variance is not None else plan.gc_agent != "fixed"
-        s_agent = BridgeSAgent(plan.network, free, settings.clamp_guess)
+        first = settings.first_look if settings.first_look is not None else plan.network.memory > 0
+        s_agent = BridgeSAgent(plan.network, free, first, settings.clamp_guess)
         likelihood = PixelLikelihood(plan.shape, plan.levels, canvas=environment.canvas)
         super().__init__(plan, environment, s_agent, self.make_gc_agent(plan, environment), likelihood)
 
@@ -104,26 +111,30 @@ class Bridge(Family):
         return 1 / (1 + table[h] * math.exp(-self.settings.discount))
 
     def draw(self, batch: int, streams: Streams) -> Draws:
-        """Noise of one canvas (1, batch, C, height, width), and the step (1, batch) in 0..H-1 that each example visits."""
+        """Noise of one canvas (1, batch, C, height, width), and the step (1, batch) that each example visits: in 1..H, or 0..H."""
         generator = streams("actions")
         noise = self.environment.action_space.noise(batch, generator)
-        return {"noise": noise.unsqueeze(0), "steps": spread_steps(batch, self.horizon, generator).unsqueeze(0)}
+        visited = spread_steps(batch, self.visited, generator) + self.s_agent.after_first
+        return {"noise": noise.unsqueeze(0), "steps": visited.unsqueeze(0)}
+
+    @property
+    def visited(self) -> int:
+        """Steps of which each example visits one."""
+        return self.horizon + 1 - self.s_agent.after_first
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
-        """An unbiased estimate of (3) from one step of each episode; step s stands for canvas x_{s+1}. (Equation 26)"""
+        """An unbiased estimate of (3) from one step of each episode. (Equation 26)"""
         with self.environment.held():
             return self._learn(task, draws["noise"][0], draws["steps"][0])
 
-    def _learn(self, task: Task, noise: Tensor, steps: Tensor) -> Learned:
+    def _learn(self, task: Task, noise: Tensor, h: Tensor) -> Learned:
         environment, gc_agent, s_agent, horizon, goals = (
             self.environment, self.gc_agent, self.s_agent, self.horizon, task.goal,
         )  # fmt: skip
-        h = steps + 1
-        opening = self.see(torch.zeros_like(steps[:1]), environment.initial(task.start), task.label, memory=task.memory)
+        opening = self.see(torch.zeros_like(h[:1]), environment.initial(task.start), task.label, memory=task.memory)
         told = gc_agent.look(opening, goals)
-        opened = s_agent.open(opening)
-        mean, std = gc_agent.marginal(h, told)
-        canvas = mean + std * noise  # x_h
+        before = mean, std = gc_agent.marginal(h.clamp(min=1), told)
+        canvas = torch.where(column(h > 0), mean + std * noise, task.start)  # x_h
         seen = self.see(h, torch.cat([canvas, task.start], 1), task.label, memory=task.memory)
         look = s_agent.look(seen)
         last = h == horizon
@@ -134,23 +145,33 @@ class Bridge(Family):
             log_prob = self.likelihood.log_prob(goals[at_last], shown, hold_scale=True)
             reconstruction = reconstruction.index_put((at_last,), -log_prob)
         # Rows at the last canvas take no further step; that of the canvas before keeps their numbers finite.
-        step = h.clamp(max=max(horizon - 1, 1))
-        acting = self.see(step, seen.state, task.label, memory=task.memory)
-        if gc_agent.follows_schedule and not s_agent.free:  # the squared error that (10) and (25) come down to
-            schedule = environment.schedule
-            first = 0.5 * schedule.gain(opening.h, opening.to) * squared_error(goals, opened.guess)
-            kl = 0.5 * schedule.gain(step, acting.to.clamp(max=horizon)) * squared_error(goals, look.guess)
-        else:
-            first = gc_agent.first_step(told).kl(s_agent.act(opening, opened))  # (B,), without a network
-            kl = torch.zeros_like(first)
-            if horizon > 1:
-                kl = gc_agent.step(step, canvas, told, before=(mean, std)).kl(s_agent.act(acting, look))
-        kl = kl.masked_fill(last, 0.0)
-        loss = (first + horizon * self.weight(h) * (reconstruction + kl)).mean()
+        acting = self.see(h.clamp(max=horizon - 1), seen.state, task.label, memory=task.memory)
+        kl = self.divergence(acting, look, told, before).masked_fill(last, 0.0)
+        times = self.visited
+        loss = times * self.weight(h) * (reconstruction + kl)
         by_step = torch.zeros(horizon + 1, len(kl), device=kl.device, dtype=kl.dtype)
-        by_step = by_step.scatter(0, h.unsqueeze(0), horizon * kl.detach().unsqueeze(0))
-        by_step[0] = first.detach()
-        return Learned(loss, Bound(horizon * reconstruction.detach(), by_step[:horizon]))
+        by_step = by_step.scatter(0, h.unsqueeze(0), times * kl.detach().unsqueeze(0))
+        if not s_agent.looks_first:  # what needs no network is not drawn
+            first = self.divergence(opening, s_agent.open(opening), told, before)
+            loss, by_step[0] = loss + first, first.detach()
+        return Learned(loss.mean(), Bound(times * reconstruction.detach(), by_step[:horizon]))
+
+    def divergence(self, seen: Seen, look: Look, told: Told, before: tuple[Tensor, Tensor]) -> Tensor:
+        """KL(q || p) at steps 0..H-1, (B,) nats.
+
+        Args:
+            before: mean and standard deviation of q's canvas at steps above 0.
+        """
+        if (
+            self.gc_agent.follows_schedule and not self.s_agent.free
+        ):  # the squared error that (10) and (25) come down to
+            return 0.5 * self.environment.schedule.gain(seen.h, seen.to) * squared_error(told.goal, look.guess)
+        q = self.gc_agent.first_step(told)
+        if (seen.h > 0).any():
+            onward = self.gc_agent.step(seen.h.clamp(min=1), self.environment.canvas(seen.state), told, before)
+            at_first = column(seen.h == 0)
+            q = Gaussian(torch.where(at_first, q.mean, onward.mean), torch.where(at_first, q.std, onward.std))
+        return q.kl(self.s_agent.act(seen, look))
 
     @torch.no_grad()
     def estimate(self, task: Task, streams: Streams) -> Bound:

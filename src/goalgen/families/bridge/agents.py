@@ -85,8 +85,9 @@ class Onward(Gaussian):
 class BridgeSAgent(SAgent):
     """Guesses the goal from the canvas, and acts as the fixed GC-agent would with the guess as its goal. (Equation 25)
 
-    The first step needs no network: there is nothing on the canvas but x_0, and the guess is x_0 with a learned
-    image added. The last canvas is read: what it shows is the guess from it. So H steps are H network evaluations.
+    Where there is nothing to see at first but x_0, always the same, the first step needs no network: the guess is x_0 with a
+    learned image added. With ``first`` the network looks then, too, and what memory tells is a draft. The last canvas is read:
+    what it shows is the guess from it. So H steps are H network evaluations, or H + 1.
 
     With ``free`` its mean and variance may depart from the fixed agent's, pixel by pixel, as a learned GC-agent's do;
     when training begins they do not.
@@ -96,23 +97,27 @@ class BridgeSAgent(SAgent):
     Args:
         spec: network.
         free: learn mean and variance of the action beyond the guess.
+        first: the network looks at step 0, too.
         clamp: keep the guess within the range of grey levels, but for the gradient in training.
     """
 
-    def __init__(self, spec: NetworkSpec, free: bool, clamp: bool = False) -> None:
+    def __init__(self, spec: NetworkSpec, free: bool, first: bool = False, clamp: bool = False) -> None:
         super().__init__()
-        self.free, self.clamp = free, clamp
+        self.free, self.clamp, self.looks_first = free, clamp, first
+        self.after_first = 0 if first else 1
+        """the step that the network knows as its first"""
+        horizon, spec = spec.horizon, dataclasses.replace(spec, horizon=spec.horizon + 1 - self.after_first)
         self.torso = make_torso(spec, 2 * spec.shape[0])
         self.guess = ImageHead(self.torso, spec, 1, 0.1)
-        self.first = nn.Parameter(torch.zeros(max(spec.num_labels, 1), *spec.shape))
+        self.first = None if first else nn.Parameter(torch.zeros(max(spec.num_labels, 1), *spec.shape))
         self.departure = ImageHead(self.torso, spec, 2, 0.0) if free else None
-        self.first_departure = nn.Parameter(torch.zeros(2, *spec.shape)) if free else None
-        self.log_gain = nn.Parameter(torch.zeros(spec.horizon)) if free else None
+        self.first_departure = nn.Parameter(torch.zeros(2, *spec.shape)) if free and not first else None
+        self.log_gain = nn.Parameter(torch.zeros(horizon)) if free else None
 
     def decide(self, seen: Seen) -> Decision:
         """Policy over the canvas at ``seen.to`` (B, C, height, width); as offer, :class:`Reading`."""
         world = world_of(seen)
-        look = self.open(seen) if seen.step == 0 else self.look(seen)
+        look = self.open(seen) if seen.step == 0 and not self.looks_first else self.look(seen)
 
         def read(canvas: Tensor) -> Tensor:
             state = torch.cat([canvas, world.start(seen.state)], 1)
@@ -122,6 +127,7 @@ class BridgeSAgent(SAgent):
 
     def open(self, seen: Seen) -> Look:
         """What is seen at step 0, where there is nothing to see."""
+        assert self.first is not None
         label = torch.zeros(1, dtype=torch.int64) if seen.label is None else seen.label
         guess = world_of(seen).start(seen.state) + self.first[label]
         if self.first_departure is None:
@@ -130,21 +136,22 @@ class BridgeSAgent(SAgent):
         return Look(guess, shift, log_std)
 
     def look(self, seen: Seen) -> Look:
-        """What the network sees in canvases at steps 1..H: one evaluation."""
+        """What the network sees in canvases at steps 1..H, or 0..H: one evaluation."""
         world, h = world_of(seen), seen.h
+        told = h - self.after_first
         start = world.start(seen.state)
         offset = world.canvas(seen.state) - start  # alpha (g - x_0) + noise
         alpha, sigma = column(world.schedule.alpha(h)), column(world.schedule.sigma(h))
         scale = torch.rsqrt((alpha * DATA_STD) ** 2 + sigma**2)
-        features, _ = self.torso(h - 1, torch.cat([offset * scale, start], 1), seen.label, seen.memory)
+        features, _ = self.torso(told, torch.cat([offset * scale, start], 1), seen.label, seen.memory)
         skip = alpha * DATA_STD**2 * scale**2
         size = torch.sqrt(1 - skip * alpha).clamp(min=0.01)  # what the canvas does not tell, in units of the data
-        guess = start + skip * offset + size * self.guess(self.torso, h - 1, features)[:, 0]
+        guess = start + skip * offset + size * self.guess(self.torso, told, features)[:, 0]
         if self.clamp and not self.training:
             guess = guess.clamp(-1, 1)
         if self.departure is None:
             return Look(guess)
-        shift, log_std = self.departure(self.torso, h - 1, features).unbind(1)
+        shift, log_std = self.departure(self.torso, told, features).unbind(1)
         return Look(guess, shift, log_std)
 
     def act(self, seen: Seen, look: Look) -> Gaussian:
