@@ -7,15 +7,17 @@ package knows its name: training, saving, sampling and measuring ask what is wri
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from goalgen.agents import Agents, GCAgent, SAgent
+from goalgen.agents import Agents, GCAgent, SAgent, Seen
 from goalgen.bound import Bound, bound
 from goalgen.config import Settings
 from goalgen.environment import Environment
@@ -23,6 +25,7 @@ from goalgen.errors import GoalgenError
 from goalgen.learning import Clock, Learned
 from goalgen.likelihoods import Likelihood
 from goalgen.networks import NetworkSpec, matrices
+from goalgen.policies import Policy
 from goalgen.rollout import Samples, Trajectory, draw_noise, even_path, rollout
 from goalgen.task import Task
 
@@ -175,6 +178,10 @@ class Family(Agents, ABC):
         """Weight of its KL in the loss, as a stage before others."""
         return 1.0
 
+    def rehearse(self, seen: list[Seen], q: list[Policy], clock: Clock) -> Tensor | float:
+        """As a stage before others: loss of what else its S-agent learns, of steps that it saw and the GC-agent's policies there."""
+        return 0.0
+
     def estimate(self, task: Task, streams: Streams) -> Bound:
         """J of held-out goals, without bias. Here of whole episodes; a family may know something cheaper. (Equation 3)"""
         noise = draw_noise(self.environment, len(task), streams("actions")).to(self.device)
@@ -220,7 +227,7 @@ def check_least(settings: Any, **least: int) -> None:
         GoalgenError: naming the option.
     """
     for name, smallest in least.items():
-        _must(settings, name, lambda value, least=smallest: value >= least, f"at least {smallest}")
+        _must(settings, name, partial(operator.le, smallest), f"at least {smallest}")
 
 
 def check_share(settings: Any, *names: str) -> None:

@@ -94,6 +94,15 @@ def spread_steps(batch: int, horizon: int, generator: torch.Generator) -> Tensor
     return steps[torch.randperm(batch, generator=generator)]
 
 
+def of_all_processes(rows: Tensor) -> Tensor:
+    """Rows (B, ...) of every process of a distributed run, one after the other."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    found = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, rows.contiguous())
+    return torch.cat(found)
+
+
 def log_probs(policies: list[Policy]) -> Tensor:
     """Log-probabilities of categorical policies at T steps, (T, B, cells, A)."""
     return torch.stack([policy.log_probs for policy in policies])  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ its divergence from another policy of its kind, and can be narrowed or widened. 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -149,9 +150,22 @@ class Mixture(Policy):
         return self.center + self.scale * (self.mode_mean[mode] + self.mode_std[mode] * noise[..., :-1])
 
     def log_prob(self, action: Tensor) -> Tensor:
-        placed = ((action - self.center) / self.scale).unsqueeze(-2)  # (B, P, 1, k)
-        each = Normal(self.mode_mean, self.mode_std, validate_args=False).log_prob(placed).sum(-1)
-        return (torch.logsumexp(self.log_weight + each, -1) - self.scale.log().sum(-1)).sum(-1)
+        placed = (action - self.center) / self.scale
+        each = self.costs(placed, torch.zeros_like(placed)) + 0.5 * math.log(2 * math.pi) * placed.shape[-1]
+        return (torch.logsumexp(self.log_weight - each, -1) - self.scale.log().sum(-1)).sum(-1)
+
+    def costs(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """-E[log N] of every mode but for its constant, over a Gaussian placed as the modes are, (B, P, M) nats.
+
+        Two products of matrices, whose cost hardly grows with the number of modes. They are in double precision, as the
+        distance to a narrow mode is a small difference of large numbers.
+        """
+        exact = torch.float32 if mean.device.type == "mps" else torch.float64
+        m, v, places = mean.to(exact), variance.to(exact), self.mode_mean.to(exact)
+        inverse = self.mode_std.to(exact).square().reciprocal()
+        with torch.autocast(mean.device.type, enabled=False):
+            square = (m.square() + v) @ inverse.T - 2 * m @ (places * inverse).T + (places.square() * inverse).sum(-1)
+        return (0.5 * square).to(mean.dtype) + self.mode_std.log().sum(-1)
 
     def kl(self, other: Policy) -> Tensor:
         raise NotImplementedError(
@@ -175,10 +189,6 @@ def _kl_to_mixture(q: Gaussian, p: Mixture) -> Tensor:
     The GC-agent chooses the mode with the probability that makes the sum of both divergences least, which is what
     remains. No less than the divergence of the actions alone (Hershey and Olsen 2007, section 7). (Equation 27)
     """
-    mean = ((q.mean - p.center) / p.scale).unsqueeze(-2)  # (B, P, 1, k)
-    variance = (q.distribution.variance / p.scale.square()).unsqueeze(-2)
-    inverse = p.mode_std.square().reciprocal()
-    square = ((mean - p.mode_mean).square() + variance) * inverse
-    constant = p.mode_std.log().sum(-1) - 0.5 * mean.shape[-1]
-    each = 0.5 * square.sum(-1) + constant - 0.5 * variance.log().sum(-1)
-    return -torch.logsumexp(p.log_weight - each, -1).sum(-1)
+    mean, variance = (q.mean - p.center) / p.scale, q.distribution.variance / p.scale.square()
+    entropy = 0.5 * (variance.log() + 1).sum(-1, keepdim=True)  # but for the constant that the modes lack too
+    return -torch.logsumexp(p.log_weight - p.costs(mean, variance) + entropy, -1).sum(-1)

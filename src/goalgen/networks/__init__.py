@@ -1,7 +1,18 @@
 """Networks of the agents: an image and a step in, features to draw from out. See :mod:`goalgen.networks.base`."""
 
 from goalgen.errors import GoalgenError
-from goalgen.networks.base import ImageHead, Middle, NetworkSpec, Top, Torso, Trunk, bounded, draw, matrices
+from goalgen.networks.base import (
+    LARGEST_LOG_STD,
+    ImageHead,
+    Middle,
+    NetworkSpec,
+    Top,
+    Torso,
+    Trunk,
+    bounded,
+    draw,
+    matrices,
+)
 from goalgen.networks.mlp import MLPOpening, MLPTop, MLPTrunk
 from goalgen.networks.transformer import TransformerTop, TransformerTrunk
 from goalgen.networks.unet import UNetTop, UNetTrunk
@@ -54,6 +65,7 @@ def make_torso(spec: NetworkSpec, channels: int | None = None, reads: bool = Tru
 
 
 __all__ = [
+    "LARGEST_LOG_STD",
     "SIZES",
     "ImageHead",
     "Middle",

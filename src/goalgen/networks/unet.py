@@ -92,7 +92,8 @@ class UNetTrunk(Trunk):
 
     def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
         condition = self.condition(h, label, memory)
-        x = self.input(image) + self.place
+        x = self.input(image)
+        x = x + self.place.to(x.dtype)  # in autocast a sum with float32 would leave half precision for good
         if memory is not None:
             x = x + self.recall[0](memory)
         skips = []

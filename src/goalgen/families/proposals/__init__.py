@@ -174,6 +174,8 @@ class Proposals(Family):
         """Count how often each proposal is chosen, and give those that never are a second life."""
         averaged = after.averaged
         assert isinstance(averaged, Proposals)
+        if "usage" not in after.seen:  # a stage before others, whose choices are not counted
+            return {}
         self.usage.lerp_(after.seen["usage"], 0.01)
         count, every = 0, self.settings.revive_every
         if every and after.step % every == 0:

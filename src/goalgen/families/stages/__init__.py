@@ -135,10 +135,13 @@ class Stages(Family):
         learned = last.learn(onward, {name: drawn for name, drawn in draws.items() if name != "before"}, clock)
         loss, info = learned.loss, learned.info
         for k, stage in enumerate(before):
-            begin = self.environment.ends[k] - stage.horizon
-            loss = loss + stage.kl_weight(clock) * first.kl[begin : self.environment.ends[k]].sum(0).mean()
+            steps = slice(self.environment.ends[k] - stage.horizon, self.environment.ends[k])
+            loss = loss + stage.kl_weight(clock) * first.kl[steps].sum(0).mean()
+            at = [self.see(h, first.states[h], task.label) for h in range(steps.start, steps.stop)]
+            seen = [self.environment.seen_in_stage(whole)[1] for whole in at]
+            loss = loss + stage.rehearse(seen, [unpacked(q) for q in first.q[steps]], clock)
             if isinstance(stage.gc_agent, LearningGCAgent):
-                terms = Bound(learned.bound.total, first.kl[begin : self.environment.ends[k]])
+                terms = Bound(learned.bound.total, first.kl[steps])
                 extra, more = stage.gc_agent.loss(stage, self.part(first, k), terms)
                 loss, info = loss + extra, {**info, **more}
         terms = Bound(learned.bound.reconstruction, torch.cat([first.kl.detach(), learned.bound.kl]))
@@ -177,8 +180,12 @@ class Stages(Family):
 
     def after_step(self, after: AfterStep) -> dict[str, int]:
         averaged = after.averaged
+        counts: dict[str, int] = {}
         assert isinstance(averaged, Stages)
-        return self.parts[-1].after_step(dataclasses.replace(after, averaged=averaged.parts[-1]))
+        for stage, average in zip(self.parts, averaged.parts, strict=True):
+            for name, count in stage.after_step(dataclasses.replace(after, averaged=average)).items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
 
     def report(self, trajectory: Trajectory) -> dict[str, Any]:
         """KL by stage, and what every stage reports of its own episodes."""

@@ -155,6 +155,12 @@ class StagesEnvironment(Environment):
     def canvas(self, state: Tensor) -> Tensor:
         return state[:, : prod(self.shape)].unflatten(1, self.shape)
 
+    def seen_in_stage(self, seen: Seen) -> tuple[int, Seen]:
+        """The stage of a step, and what its agents see there."""
+        stage, first = self.place(seen.step)
+        state, memory = self.own(stage, seen.state), self.memory(seen.state)
+        return stage, self.stages[stage].see(seen.step - first, state, seen.label, seen.next_step - first, memory)
+
     def transition(self, h: Tensor, state: Tensor, action: Tensor, offer: Offer) -> Tensor:
         """One step of a stage; after its last one, the state in which the next begins."""
         environment = self.stages[offer.stage].environment
@@ -175,11 +181,8 @@ class StagesSAgent(SAgent):
 
     def decide(self, seen: Seen) -> Decision:
         world = world_of(seen)
-        stage, first = world.place(seen.step)
+        stage, own = world.seen_in_stage(seen)
         family = world.stages[stage]
-        own = family.see(
-            seen.step - first, world.own(stage, seen.state), seen.label, seen.next_step - first, world.memory(seen.state)
-        )  # fmt: skip
         decision = family.s_agent.decide(own)
         policy = decision.policy
         if isinstance(world.action_space, Flat):
