@@ -1,6 +1,6 @@
 # make demo   train on the digits for two minutes, sample, evaluate
 # make test   the tests
-# make benchmark   goalgen beside its peers, in under an hour; rewrites docs/benchmarks.md
+# make benchmark   goalgen beside its peers, in two or three hours, in pieces; rewrites docs/benchmarks.md
 # All install everything into .venv first, against the versions in constraints.txt. (torchcfm comes without its dependencies: they
 # hold torchvision, which is not there for every machine, and it needs none but POT.)
 

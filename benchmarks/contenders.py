@@ -23,7 +23,7 @@ from goalgen.data import Splits
 from goalgen.families import make
 from goalgen.family import Family
 from goalgen.model import Model
-from goalgen.networks import NetworkSpec
+from goalgen.networks import SIZES, NetworkSpec, default_patch
 from goalgen.settings import complete
 from goalgen.size import count_operations, count_parameters
 from goalgen.training.loop import Trainer
@@ -44,7 +44,7 @@ class Options:
     seconds: float = 0.0
     seeds: tuple[int, ...] = ()
     trial: bool = False
-    equal: str = "weights"
+    equal: str = ""
     num_test: int | None = None
     horizons: tuple[int, ...] = ()
     device: str = "cpu"
@@ -74,6 +74,12 @@ class Setup:
     """of which a width is one"""
     modes: int = 1
     """of a policy over latents, where it has several"""
+    head: float = 0.5
+    """its width over that of the network"""
+    operations: int = 1_000_000
+    """for a training image of each contender (pass forward), within 5%"""
+    equal: Literal["weights", "operations"] = "weights"
+    """what all contenders have as many of, where nothing else is asked for"""
 
 
 DIGITS = Setup(
@@ -85,22 +91,16 @@ DIGITS = Setup(
     modes=32,
 )
 LARGER = Setup(
-    (1, 28, 28), 256, 3_000_000, {"network": "mlp", "depth": 2},
-    {"batch_size": 64, "learning_rate": 2e-3, "eval_every": 200, "limit": 20_000}, {"iw_images": 2, "iw_k": 2}, modes=64,
+    (1, 28, 28), 256, 1_500_000, {"network": "unet"}, {"batch_size": 64, "learning_rate": 4e-3, "ema": 0.999, "eval_every": 1000},
+    {"iw_images": 2, "iw_k": 2}, modes=512, head=2.0, operations=61_000_000, equal="operations",
 )  # fmt: skip
+"""Convolutions, and what `goalgen train` does by itself; the peers' batch, rate and average of weights are the better for them of
+those tried, too (trials: see the page)."""
 SETUPS = {"digits": DIGITS, "fashion_mnist": LARGER, "mnist": LARGER}
 
-FASTER = 4e-3
-"""Learning rate on 28x28 images of the families whose GC-agent learns, which take fewer steps in the same seconds; of 2e-3 and
-this the better for each, by trials of one seed. (The peers keep 2e-3: it was the better or as good for each.)"""
-
-OTHER_TEMPERATURE = {
-    "digits": {"bridge": 1.5},
-    "mnist": {"latent": 2.0, "VAE": 2.0, "bridge": 4.0},
-    "fashion_mnist": {"latent": 2.0, "VAE": 2.0, "bridge": 4.0},
-}
-"""Of another sampler that is measured too; at 1 it is the model. Chosen by trials of one or two seeds on the Frechet distance of
-Fashion-MNIST (of 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3 and 4) and of the digits, where latents gained nothing (the VAE was not tried)."""
+OTHER_TEMPERATURE: dict[str, dict[str, float]] = {"digits": {"bridge": 1.5}}
+"""Of another sampler that is measured too; at 1 it is the model. Chosen by trials of one or two seeds (of 0.5, 0.7, 0.85, 1, 1.2, 1.5,
+2, 3 and 4), on the digits, where latents gained nothing (the VAE was not tried)."""
 
 
 def data_folder(name: str) -> str:
@@ -120,6 +120,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "learned bridge": {"environment": "bridge", "gc_agent": "learned"},
     "latent": {"environment": "latent"},
     "proposals": {"environment": "proposals"},
+    "reveal": {"environment": "reveal"},
+    "code, bridge": {"gc_agent": "fixed", "discount": 2.0, "log_snr": (-1.0, 4.0), "code_size": 32},
 }
 
 EVALUATIONS = (1, 2, 4, 8, 16, 50)
@@ -142,11 +144,16 @@ class Contender:
     @property
     def evaluations(self) -> tuple[int, ...]:
         """Network evaluations at which it is sampled."""
-        return EVALUATIONS if self.family == "fixed bridge" or self.peer not in ("", "VAE") else (self.horizon,)
+        if self.family == "fixed bridge" or self.peer not in ("", "VAE"):
+            return EVALUATIONS
+        if self.family == "code, bridge":  # it can leave out steps of the bridge
+            return tuple(n for n in EVALUATIONS if 2 <= n <= self.horizon)
+        return (self.horizon,)
 
 
-CONTENDERS = {
-    **{name: Contender(peer=name) for name in ("VAE", "diffusion", "diffusion (x0)", "flow matching")},
+PEERS = {name: Contender(peer=name) for name in ("VAE", "diffusion", "diffusion (x0)", "flow matching")}
+ON_DIGITS = {
+    **PEERS,
     "goalgen latent H=1": Contender("latent", 1),
     "goalgen latent H=1, one mode": Contender("latent", 1, modes=False),
     **{f"goalgen latent H={h}": Contender("latent", h) for h in (2, 4, 8)},
@@ -154,38 +161,42 @@ CONTENDERS = {
     **{f"goalgen learned bridge H={h}": Contender("learned bridge", h) for h in (16, 50)},
     "goalgen fixed bridge H=50": Contender("fixed bridge", 50),
 }
+ON_LARGER = {
+    **PEERS,
+    **{f"goalgen code, bridge H={h}": Contender("code, bridge", h) for h in (4, 2, 8, 16, 50)},
+    "goalgen latent H=1": Contender("latent", 1),
+    "goalgen reveal H=16": Contender("reveal", 16),
+    "goalgen fixed bridge H=16": Contender("fixed bridge", 16),
+    "goalgen learned bridge H=4": Contender("learned bridge", 4),
+}
+
+
+def contenders_on(data: str) -> dict[str, Contender]:
+    """By name: on larger images convolutional networks, and what suits them; on the digits mlps."""
+    return ON_DIGITS if data == "digits" else ON_LARGER
 
 
 def settings_of(contender: Contender, setup: Setup) -> dict[str, Any]:
     """Settings of one of goalgen's contenders, but for the widths.
 
-    For the bound a latent on 28x28 images has more numbers where there are few steps, and every step a network of its own: at
-    the same number of weights a training image then costs no more at several steps than at one. (Beyond 32 they would be
-    too narrow.) For samples it has fewer numbers and a policy of several modes (on the digits at one step only: at more of
-    them samples were further from the data, and nearer without), and a network that serves the first step alone does not
-    read the mean image that it starts from.
+    On the digits, for samples, a latent at one step has a policy of several modes (at more of them samples were further from the
+    data, and nearer without), and a network that serves the first step alone does not read the mean image that it starts from.
     """
-    large, horizon = setup is not DIGITS, contender.horizon
+    horizon = contender.horizon
     found = {**FAMILIES[contender.family], **setup.model, **setup.training, "horizon": horizon}
-    if not contender.settled_for:
-        return found
-    if large and contender.family != "fixed bridge":
-        found["learning_rate"] = FASTER
-    if contender.family != "latent":
-        return found
-    if large:
-        found |= {"latent_size": 64 if horizon <= 4 else 16, "share_steps": horizon == 1 or horizon > 32}
-    if contender.settled_for == "samples":
-        found["latent_modes"] = setup.modes if contender.modes and (large or horizon == 1) else 1
-        found["read_start"] = horizon > 1 and found.get("share_steps", True)
-        if large:
-            found["latent_size"] = 32 if horizon <= 2 else 16
+    if contender.family == "code, bridge":  # H network evaluations: the draft, and every canvas of the bridge
+        del found["horizon"]
+        return {**found, "environment": f"code:1+bridge:{horizon - 1}", "code_modes": setup.modes}
+    if contender.settled_for == "samples" and contender.family == "latent":
+        found["latent_modes"] = setup.modes if contender.modes and horizon == 1 else 1
+        if setup.model["network"] == "mlp":
+            found["read_start"] = horizon > 1
     return found
 
 
 def temperatures(data: str, kind: str) -> tuple[float, ...]:
     """At which a family of goalgen's, or a peer, is sampled: 1, which is the model, and perhaps another."""
-    return (1.0, *(t for name, t in OTHER_TEMPERATURE[data].items() if name in kind))
+    return (1.0, *(t for name, t in OTHER_TEMPERATURE.get(data, {}).items() if name in kind))
 
 
 # equal sizes --------------------------------------------------------------------------------------------------------
@@ -194,18 +205,29 @@ def temperatures(data: str, kind: str) -> tuple[float, ...]:
 def build(contender: Contender, setup: Setup, settings: dict[str, Any], width: int) -> nn.Module:
     """The untrained model of a width: a :class:`goalgen.Family` or a peer."""
     if contender.family:
-        sizes = {"width": width, "head_width": max(8, width // 2)}
-        return make(configure(**{**settings, **sizes}), setup.shape, setup.levels)
+        return make(configure(**{**settings, **sizes(setup, width)}), setup.shape, setup.levels)
     from peers import make_peer
 
     return make_peer(contender.peer, spec_of(setup, width), setup.levels)
+
+
+def sizes(setup: Setup, width: int) -> dict[str, int]:
+    """Widths of a network and of its head."""
+    return {"width": width, "head_width": max(8, round(width * setup.head))}
 
 
 def spec_of(setup: Setup, width: int) -> NetworkSpec:
     """A peer's network: of the kind, depth and dropout that goalgen's have on these data."""
     model = configure(**setup.model).model
     return NetworkSpec(
-        model.network, setup.shape, 1, width, model.depth, max(8, width // 2), model.dropout, model.patch or 1
+        model.network,
+        setup.shape,
+        1,
+        width,
+        model.depth or SIZES[model.network][1],
+        sizes(setup, width)["head_width"],
+        model.dropout,
+        model.patch or default_patch(*setup.shape[1:]),
     )
 
 
@@ -227,11 +249,6 @@ def operations_of(module: nn.Module) -> dict[str, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as train:
         module.loss(image, generator, 0)
     return {"sample": sample.get_total_flops(), "train": train.get_total_flops()}
-
-
-OPERATIONS = 4
-"""Operations for a training image (pass forward), over the weights of the setup, where contenders are to have equally many: two
-are a pass through so many weights, and proposals need more than that whatever their width, to look through all of them."""
 
 
 def fit_width(amount: Callable[[int], int], target: int, what: str, multiple: int = 2, tolerance: float = 0.05) -> int:
@@ -256,21 +273,22 @@ def fit_width(amount: Callable[[int], int], target: int, what: str, multiple: in
 
 
 @cache
-def width_of(contender: Contender, data: str, equal: str = "weights") -> int:
+def width_of(contender: Contender, data: str, equal: str = "") -> int:
     """The even width at which a contender has as many weights as the others, or needs as many operations for a training image."""
     setup = SETUPS[data]
     return equal_width(contender, setup, settings_of(contender, setup) if contender.family else {}, equal)
 
 
-def equal_width(contender: Contender, setup: Setup, settings: dict[str, Any], equal: str = "weights") -> int:
+def equal_width(contender: Contender, setup: Setup, settings: dict[str, Any], equal: str = "") -> int:
     """... with given settings."""
+    equal = equal or setup.equal
 
     def amount(width: int) -> int:
         module = build(contender, setup, settings, width)
         return weights_of(module) if equal == "weights" else operations_of(module)["train"]
 
     what = f"{equal} of {contender.peer or f'{contender.family} H={contender.horizon}'}"
-    return fit_width(amount, setup.weights * (1 if equal == "weights" else OPERATIONS), what, setup.multiple)
+    return fit_width(amount, setup.weights if equal == "weights" else setup.operations, what, setup.multiple)
 
 
 def as_options(settings: dict[str, Any]) -> list[str]:
@@ -278,7 +296,10 @@ def as_options(settings: dict[str, Any]) -> list[str]:
     words = []
     for name, value in settings.items():
         option = name.replace("_", "-")
-        words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words
 
 
@@ -336,4 +357,5 @@ def train_goalgen(
 def sized(contender: Contender, options: Options) -> Row:
     """Settings of one of goalgen's contenders, widths among them."""
     width = width_of(contender, options.data, options.equal)
-    return {**settings_of(contender, SETUPS[options.data]), "width": width, "head_width": max(8, width // 2)}
+    setup = SETUPS[options.data]
+    return {**settings_of(contender, setup), **sizes(setup, width)}

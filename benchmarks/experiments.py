@@ -36,7 +36,7 @@ TIMED = 256
 
 def compare(job: Job, options: Options, folder: Path) -> Row:
     """Train one contender, and measure its samples at every number of evaluations."""
-    contender = contenders.CONTENDERS[job["contender"]]
+    contender = contenders.contenders_on(options.data)[job["contender"]]
     return (compare_goalgen if contender.family else compare_peer)(contender, job["seed"], options, folder)
 
 
@@ -118,9 +118,8 @@ def likelihood(job: Job, options: Options, folder: Path) -> Row:
     """Binarised goals are drawn anew from the grey levels at every visit; the test images are drawn once, with a fixed seed."""
     if options.device == "cuda":
         settings = {**contenders.FAMILIES[job["family"]], **GPU, "horizon": job["horizon"]}
-    else:  # as in the curve: 3 million weights in all, at every number of steps
+    else:
         settings = contenders.sized(Contender(job["family"], job["horizon"], settled_for="bound"), options)
-        del settings["limit"]
     settings |= {"binarize": options.data == "mnist"}
     model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
     numbers = evaluate(model.to(options.device), splits, num_samples=6, iw_images=100, features="pixel-pca")
@@ -135,7 +134,7 @@ Measure = Callable[[Job, Options, Path], Row]
 
 
 def of_preset(
-    preset: Callable[[Options], str], settings: Callable[[Job, Options], Row] = lambda job, o: {}, pictures: Iterable[str] = (), **how: Any
+    preset: Callable[[Options], str | None], settings: Callable[[Job, Options], Row] = lambda job, o: {}, pictures: Iterable[str] = (), **how: Any
 ) -> Measure:  # fmt: skip
     """Train a preset with some settings of its own, and measure it.
 
@@ -157,8 +156,16 @@ def of_preset(
     return measure
 
 
+def defaults(job: Job, options: Options, folder: Path) -> Row:
+    """What the rule of families/suited.py chooses, in some seconds; samples, and how eight came to be, as pictures."""
+    return of_preset(lambda o: None, pictures=(f"{options.data}-samples", f"{options.data}-trajectories"))(
+        job, options, folder
+    )
+
+
 ZOO = {"digits": ("digits", 120.0, "demo/0", "digits"),
-       "fashion_mnist": ("mnist-cpu", 1200.0, "fashion/all", "zalando-datasets/fashion_mnist")}  # fmt: skip
+       "fashion_mnist": (None, 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
+       "avatars": (None, 1200.0, "defaults_avatars/all", "avatars")}  # fmt: skip
 """Preset, seconds, run to take as it is if it is there, and where anybody finds the data."""
 
 
@@ -216,7 +223,10 @@ class Experiment:
     def file(self, options: Options) -> str:
         """Name of the result file."""
         parts = [str(getattr(options, self.varies))] if self.varies else []
-        parts += ["operations"] if options.equal != "weights" else []
+        setup = SETUPS.get(options.data)
+        parts += [options.equal] if setup and options.equal not in ("", setup.equal) else []
+        standard = self.data.get(options.data, options.seconds)
+        parts += [f"{options.seconds:.0f}s"] if "seconds" in self.told and options.seconds != standard else []
         parts += ["cuda"] if options.device == "cuda" else []
         parts += ["trial"] if options.trial else []
         return "_".join([next(name for name, e in EXPERIMENTS.items() if e is self), *parts])
@@ -228,25 +238,26 @@ def rows_of(**columns: Any) -> list[Job]:
     return [dict(zip(names, reversed(row), strict=True)) for row in product(*reversed(columns.values()))]
 
 
-HORIZONS, MORE = (1, 2, 4, 8, 16, 32), (1, 5, 10, 25, 50)
+CURVES = ("fixed bridge", "learned bridge", "latent", "proposals")
+HORIZONS = (1, 2, 4, 8, 16, 32)
 PEERS = ("diffusers", "torchcfm")
 
 EXPERIMENTS = {
     "compare": Experiment(
         "goalgen beside diffusion, flow matching and a VAE (peers.py) at 1 to 50 network evaluations",
-        lambda o: rows_of(contender=contenders.CONTENDERS, seed=o.seeds), compare, "data",
-        {"digits": 20, "fashion_mnist": 30, "mnist": 30}, {"seeds": (0, 1), "num_test": 2000}, trial=True, packages=PEERS,
+        lambda o: rows_of(contender=contenders.contenders_on(o.data), seed=o.seeds), compare, "data",
+        {"digits": 20, "fashion_mnist": 120, "mnist": 120}, {"seeds": (0, 1), "num_test": 2000}, trial=True, packages=PEERS,
     ),
     "curve": Experiment(
         "bits/dim and Frechet distance against the number of steps, for every family",
-        lambda o: rows_of(family=contenders.FAMILIES, horizon=o.horizons, seed=o.seeds), curve, "data",
-        {"digits": 40, "fashion_mnist": 30, "mnist": 30}, {"seeds": (0, 1, 2), "horizons": HORIZONS, "num_test": 2000},
+        lambda o: rows_of(family=CURVES, horizon=o.horizons, seed=o.seeds), curve, "data",
+        {"digits": 40}, {"seeds": (0, 1, 2), "horizons": HORIZONS, "num_test": 2000},
         trial=True,
     ),
     "likelihood": Experiment(
-        "binarised MNIST (and, on a GPU, CIFAR-10) against the number of steps",
-        lambda o: rows_of(family=("latent", "learned bridge"), horizon=o.horizons, seed=o.seeds), likelihood, "data",
-        {"mnist": 20, "cifar10": 540}, {"seeds": (0, 1), "horizons": MORE, "num_test": 2000},
+        "bounds after twenty minutes: binarised MNIST in nats, the others in bits/dim",
+        lambda o: rows_of(family=("reveal",) if o.device == "cpu" else ("latent", "learned bridge", "reveal"), horizon=o.horizons, seed=o.seeds),
+        likelihood, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200, "cifar10": 540}, {"seeds": (0,), "horizons": (10, 25)}, keeps=True,
     ),
     "speed": Experiment(
         "training and sampling speed beside the loops of diffusers and torchcfm",
@@ -278,12 +289,12 @@ EXPERIMENTS = {
         of_preset(lambda o: "digits", pictures=("digits-grid", "digits-trajectories")), "", {"digits": 120},
         {"seeds": (0, 1, 2)}, at_once=1, threads=2, keeps=True,
     ),
-    "fashion": Experiment(
-        "Fashion-MNIST, 20 minutes on two cores (the preset `mnist-cpu`)", lambda o: [{}],
-        of_preset(lambda o: "mnist-cpu", pictures=("fashion-samples", "fashion-trajectories")), "", {"fashion_mnist": 1200}, at_once=1, threads=2, keeps=True,
+    "defaults": Experiment(
+        "what does `goalgen train` make of images where nothing else is said, in twenty minutes?", lambda o: [{}], defaults,
+        "data", {"fashion_mnist": 1200, "avatars": 1200, "mnist": 1200, "cifar10": 600}, at_once=1, threads=2, keeps=True,
     ),
     "zoo": Experiment(
-        "the models that come with the package: made and measured (of demo and fashion, if they are there)",
+        "the models that come with the package: made and measured (of demo and defaults, if they are there)",
         lambda o: rows_of(name=ZOO), zoo, told=(), at_once=1, threads=2, keeps=True,
     ),
     "large": Experiment(

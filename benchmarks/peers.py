@@ -13,7 +13,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -55,23 +54,36 @@ def tell_time(module: nn.Module) -> nn.Module:
     return module
 
 
-class Denoiser(nn.Module):
-    """A network (canvas, time) -> image.
+DATA_STD = 0.5
+"""Rough standard deviation of images, as goalgen's bridge takes it."""
 
-    A multiple of the canvas, chosen by the time, is added to what is drawn: noise has more numbers than an mlp is wide,
-    and could not pass through it.
+
+class Denoiser(nn.Module):
+    """A network (canvas, time) -> what is to be predicted, of a canvas a g + s noise.
+
+    The canvas is scaled to unit variance, and the network draws what a multiple of the canvas does not predict already, in units of
+    its standard deviation, as goalgen's bridge does (Karras et al. 2022, table 1).
     """
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self.torso = tell_time(make_torso(spec))
         self.head = ImageHead(self.torso, spec, 1, 0.1)
-        self.skip = nn.Sequential(TimeEmbedding(64), nn.SiLU(), nn.Linear(64, 1))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        features, _ = self.torso(time, x)
+    def forward(self, x: Tensor, time: Tensor, *what: Tensor) -> Tensor:
+        """In canvases x at ``time`` (B,), the prediction of ``of_goal`` g + ``of_noise`` noise.
+
+        Args:
+            what: a, s, of_goal and of_noise, (B,) each; unset: velocities along straight lines, on which time is the goal's share.
+        """
+        given = what or (time, 1 - time, torch.ones_like(time), -torch.ones_like(time))
+        a, s, of_goal, of_noise = (v[:, None, None, None] for v in given)
+        variance = (a * DATA_STD) ** 2 + s**2
+        skip = (of_goal * a * DATA_STD**2 + of_noise * s) / variance
+        size = DATA_STD * (of_goal * s - of_noise * a).abs() * variance.rsqrt()
+        features, _ = self.torso(time, x * variance.rsqrt())
         drawn = self.head(self.torso, torch.zeros(1, dtype=torch.int64, device=x.device), features)[:, 0]
-        return drawn + self.skip(time).float()[:, :, None, None] * x
+        return skip * x + size * drawn
 
 
 class Peer(nn.Module):
@@ -102,12 +114,18 @@ class Diffusion(Peer):
         self.settings = {"num_train_timesteps": TRAIN_STEPS, "prediction_type": prediction}
         self.schedule = DDPMScheduler(**self.settings)
 
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        """Noise or image, in canvases x (B, ...) at noise levels t (B,)."""
+        signal = self.schedule.alphas_cumprod.to(x.device)[t]
+        noise = torch.full_like(signal, float(self.schedule.config.prediction_type == "epsilon"))
+        return self.network(x, t / TRAIN_STEPS, signal.sqrt(), (1 - signal).sqrt(), 1 - noise, noise)
+
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
         noise = torch.randn(goals.shape, generator=generator).to(goals.device)
         t = torch.randint(0, TRAIN_STEPS, (len(goals),), generator=generator).to(goals.device)
         x = self.schedule.add_noise(goals, noise, t)
         target = noise if self.schedule.config.prediction_type == "epsilon" else goals
-        return F.mse_loss(self.network(x, t / TRAIN_STEPS).float(), target)
+        return F.mse_loss(self.predict(x, t).float(), target)
 
     def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
         # "trailing": the first evaluation is at the last noise level, however few there are (Lin et al. 2024).
@@ -116,29 +134,36 @@ class Diffusion(Peer):
         schedule.set_timesteps(evaluations)
         x = noise
         for t in schedule.timesteps:
-            output = self.network(x, t.to(x.device).expand(len(x)) / TRAIN_STEPS)
+            output = self.predict(x, t.to(x.device).expand(len(x)))
             x = schedule.step(output, t, x, generator=generator).prev_sample
         return x
 
 
 class FlowMatching(Peer):
-    """Conditional flow matching with minibatch optimal transport (Tong et al. 2024), by Euler's or Heun's method."""
+    """Conditional flow matching (Lipman et al. 2023; Tong et al. 2024), by Euler's or Heun's method.
 
-    samplers = ("OT-CFM Euler", "OT-CFM Heun")
+    Times are logit-normal (Esser et al. 2024).
+    """
+
+    samplers = ("flow matching, Euler", "flow matching, Heun")
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
-        from torchcfm.conditional_flow_matching import ExactOptimalTransportConditionalFlowMatcher
+        from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
         self.network = Denoiser(spec)
-        self.matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
+        self.matcher = ConditionalFlowMatcher(sigma=0.0)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Of canvases x (B, ...) at times t (B,)."""
+        velocity: Tensor = self.network(x, t)
+        return velocity
 
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
         noise = torch.randn(goals.shape, generator=generator).to(goals.device)
-        t = torch.rand(len(goals), generator=generator).to(goals.device)
-        np.random.seed(step)  # noqa: NPY002 - torchcfm draws its pairs from numpy's global generator
+        t = torch.sigmoid(torch.randn(len(goals), generator=generator)).to(goals.device)
         t, x, velocity = self.matcher.sample_location_and_conditional_flow(noise, goals, t=t)
-        return F.mse_loss(self.network(x, t).float(), velocity)
+        return F.mse_loss(self.velocity(x, t).float(), velocity)
 
     def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
         heun = sampler.endswith("Heun")
@@ -148,9 +173,9 @@ class FlowMatching(Peer):
         x = noise
         for i in range(count):
             now, after = (torch.full((len(x),), j / count, device=x.device) for j in (i, i + 1))
-            slope = self.network(x, now)
+            slope = self.velocity(x, now)
             if heun:
-                slope = (slope + self.network(x + slope / count, after)) / 2
+                slope = (slope + self.velocity(x + slope / count, after)) / 2
             x = x + slope / count
         return x
 
@@ -233,9 +258,11 @@ class Fitted:
 
 def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device: str = "cpu") -> Fitted:
     """Train for ``settings.max_seconds``, in the way and in the precision of :mod:`goalgen.training.loop`."""
+    from contenders import operations_of
+
     settings = settings.plain()
+    half = choose_precision(settings.precision, peer, lambda: operations_of(peer)["train"]) == "bf16"
     peer.to(device).train()
-    half = choose_precision(settings.precision, peer) == "bf16"
     decayed = [p for p in peer.parameters() if p.ndim > 1]
     plain = [p for p in peer.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(

@@ -27,6 +27,9 @@ NAMES = {
     "digits": "Digits (8x8, 17 grey levels)", "mnist": "MNIST (28x28, 256 grey levels)",
     "fashion_mnist": "Fashion-MNIST (28x28, 256 grey levels)",
 }  # fmt: skip
+PICTURED = {name: NAMES[name] for name in ("fashion_mnist", "mnist")} | {
+    "avatars": "Avatars (16x16, colour, CC0)", "cifar10": "CIFAR-10 (32x32, colour)",
+}  # fmt: skip
 PUBLISHED = {
     "mnist": "Published, binarised MNIST, nats: BFN 95.21 at 10 steps, 84.4 at 25, 81.06 at 50, 79.46 at 100; full length: "
     "CR-NVAE 76.93, BFN 77.87, NVAE 78.01, IAF-VAE 79.10.",
@@ -137,13 +140,17 @@ def demo() -> str:
     return fill("demo", rows, first=rows[0], about=about(results, "demo")) if rows else ""
 
 
-def fashion() -> str:
-    results = read("fashion")
+def defaults(data: str, title: str) -> str:
+    results = read(f"defaults_{data}")
     if not results["rows"]:
         return ""
     first = results["rows"][0]
     steps = " ".join(f"{v:.2f}" for v in first["kl_per_step_nats"])
-    return fill("fashion", first=first, steps=steps, about=about(results, "fashion"))
+    stages = ", ".join(f"{name} {nats:.1f}" for name, nats in first.get("kl_by_stage", [])) or "one"
+    return fill(
+        "defaults of data", first=first, steps=steps, stages=stages, title=title, data=data, minutes=first["seconds"] / 60,
+        about=about(results, f"defaults --data {data}"),
+    )  # fmt: skip
 
 
 def zoo() -> str:
@@ -282,7 +289,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), compare, curve, fashion(), zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), compare, curve, zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip
@@ -296,10 +303,11 @@ def readme(text: str) -> str:
     if results:
         rows.append(["digits, 120 s (`make demo`)", cell(r["bits_per_dim"] for r in results),
                      cell((r["frechet_distance"] for r in results), 2), f"{results[0]['frechet_reference']:.2f}"])  # fmt: skip
-    for row in read("fashion")["rows"]:
-        rows.append([f"Fashion-MNIST, {row['seconds'] / 60:.0f} min", f"{row['bits_per_dim']:.3f}",
-                     f"{row['frechet_distance']:.2f}", f"{row['frechet_reference']:.2f}"])  # fmt: skip
-    head = ["two CPU cores, held-out images", "bound, bits/dim", "Frechet distance", "of held-out images"]
+    for data, title in PICTURED.items():
+        for row in read(f"defaults_{data}")["rows"]:
+            rows.append([f"{title.partition(' (')[0]}, {row['seconds'] / 60:.0f} min", f"{row['bits_per_dim']:.3f}",
+                         f"{row['frechet_distance']:.2f}", f"{row['frechet_reference']:.2f}"])  # fmt: skip
+    head = ["held-out images", "bound, bits/dim", "Frechet distance", "of held-out images"]
     note = "Frechet distances in the features of a small classifier, not Inception."
     block = f"\n{table(head, rows)}\n\n{note}\n" if rows else "\n"
     return re.sub(r"(<!-- results: .*? -->).*?(<!-- /results -->)", rf"\1{block}\2", text, flags=re.S)

@@ -117,7 +117,7 @@ def test_trials_see_no_test_image(monkeypatch):
 def test_the_suite_compares_with_the_run_before(begun, monkeypatch, capsys):
     monkeypatch.setattr(report, "APART", True)  # it writes no page
     monkeypatch.setattr(bench, "EXPERIMENTS", {"compare": bench.EXPERIMENTS["compare"]})
-    monkeypatch.setattr(contenders, "CONTENDERS", {"VAE": contenders.CONTENDERS["VAE"]})
+    monkeypatch.setattr(contenders, "ON_DIGITS", {"VAE": contenders.ON_DIGITS["VAE"]})
     run((0, 1))
     bench.suite([("compare", {"data": "digits"})])
     assert begun == [0, 1, 0, 1]

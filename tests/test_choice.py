@@ -68,7 +68,7 @@ def test_pure_defaults_train_sample_and_resume_on_a_folder_of_ones_own(tmp_path,
     assert "images/s: 6 s buy " in error
     assert "epochs of " in error
     saved = load_config(tmp_path / "run" / "config.json")
-    assert saved.model.environment == "code:1+bridge:4"
+    assert saved.model.environment == "code:1+bridge:3"
     assert (saved.model.width, saved.training.batch_size) == (8, 4)
     assert saved.family.discount == 2.0
     assert cli.main([*command, "--max-seconds", "7"]) == 0  # the same command again goes on

@@ -30,7 +30,7 @@ def clusters(count: int, seed: int = 0) -> tuple[torch.Tensor, Gaussian]:
     mean = places[torch.randint(3, (count, 1), generator=generator)] + 0.1 * torch.randn(
         count, 1, 3, generator=generator
     )
-    return torch.zeros(count, 52), Gaussian(mean, torch.full_like(mean, 0.2))
+    return torch.zeros(count, 49), Gaussian(mean, torch.full_like(mean, 0.2))
 
 
 def test_modes_that_no_code_chooses_are_put_where_codes_are():

@@ -243,7 +243,7 @@ def test_what_a_preset_says_of_its_family_is_no_fault_of_who_chooses_another(tmp
     arguments = [
         "train",
         "--preset",
-        "mnist-cpu",
+        "mnist-proposals",
         "--data",
         "digits",
         "--environment",

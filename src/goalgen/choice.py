@@ -34,10 +34,15 @@ def choose(config: Config, data: Splits, gpu: bool) -> tuple[Config, list[str]]:
     tables = {k: v for table in ("data", "model", "training") for k, v in before[table].items()}
     known = {f.name for c in (config.data, config.model, config.training) for f in dataclasses.fields(c)}
     filled = configure(**{k: v for k, v in tables.items() if k in known} | chosen, out=config.out, seed=config.seed)
-    numbers = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    numbers = " ".join(f"--{name.replace('_', '-')} {words(value)}" for name, value in chosen.items())
     channels, height, width = data.train.shape
     about = f"{len(data.train):,} {'colour' if channels == 3 else 'grey'} images of {height}x{width}: {why}"
     return filled, [about, f"chosen, and written into the run's configuration: {numbers}"]
+
+
+def words(value: Any) -> str:
+    """A setting's value as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def worth(images: int, images_per_second: float, seconds: float) -> str:

@@ -1,6 +1,6 @@
 """A code: Gaussian numbers that nobody sees but the agents. A stage before others, whose networks read it from memory.
 
-It lays an image out, and leaves the canvas as it was: ``--environment code:1+bridge:4``.
+It lays an image out, and leaves the canvas as it was: ``--environment code:1+bridge:3``.
 """
 
 from __future__ import annotations

@@ -32,9 +32,10 @@ def suited(shape: tuple[int, int, int], images: int, gpu: bool) -> tuple[dict[st
         }
         why = "a latent in each of four steps, by an mlp"
     else:
-        settings |= {"environment": "code:1+bridge:4", "gc_agent": "fixed", "network": "unet", "learning_rate": 4e-3}
-        settings |= {"code_size": 32 * channels, "code_modes": max(1, min(512, images // 50)), "discount": 2.0}
-        why = "a code lays them out, a bridge works them out in four steps, by a U-Net"
+        settings |= {"environment": "code:1+bridge:3", "gc_agent": "fixed", "network": "unet", "learning_rate": 4e-3}
+        settings |= {"code_size": 32 * channels, "code_modes": max(1, min(512, images // 50))}
+        settings |= {"discount": 2.0, "log_snr": (-1.0, 4.0)}
+        why = "a code lays them out, a bridge works them out from it, in four evaluations of a U-Net"
         if gpu:
             settings |= {"width": 64, "depth": 2, "batch_size": 256}
     if images < FEW:

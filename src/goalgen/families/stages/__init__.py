@@ -1,6 +1,6 @@
 """Stages: families in sequence on one canvas, each from the state in which the one before ended. (Equation 29)
 
-``--environment code:1+bridge:4`` names them, each with its number of steps. A state is that of the stage in hand, which begins
+``--environment code:1+bridge:3`` names them, each with its number of steps. A state is that of the stage in hand, which begins
 with the canvas, and memory beside it: the actions of stages that remember theirs, which every network may read.
 """
 
@@ -49,12 +49,12 @@ class Stages(Family):
 
     def __init__(self, plan: Plan) -> None:
         settings, steps = self.split(plan)
-        memory = sum(kind.remembered(s) * n for kind, s, n in zip(self.kinds, settings, steps, strict=True))
-        stages = []
-        for kind, own, count in zip(self.kinds, settings, steps, strict=True):
-            network = dataclasses.replace(plan.network, horizon=count, memory=memory)
+        stages, known = [], list(accumulate(self.left(settings, steps), initial=0))
+        for k, (kind, own, count) in enumerate(zip(self.kinds, settings, steps, strict=True)):
+            told = known[k] if count == 1 else known[k + 1]  # of its own only what earlier steps of it have left
+            network = dataclasses.replace(plan.network, horizon=count, memory=told)
             stages.append(kind(dataclasses.replace(plan, settings=own, network=network, gc_agent=agent_of(kind, plan))))  # type: ignore[call-arg]
-        environment = StagesEnvironment(stages, plan.shape, memory)
+        environment = StagesEnvironment(stages, plan.shape, known)
         super().__init__(plan, environment, StagesSAgent(), StagesGCAgent(), LastLikelihood(environment))
         self.stages = nn.ModuleList(stages)
 
@@ -65,6 +65,11 @@ class Stages(Family):
         values = [{name: getattr(plan.settings, name) for name in own} for own in names]
         settings = [kind.Settings(**own) for kind, own in zip(cls.kinds, values, strict=True)]
         return settings, [plan.horizon if count is None else count for count in cls.steps]
+
+    @classmethod
+    def left(cls, settings: list[Any], steps: list[int]) -> list[int]:
+        """Numbers that each stage leaves in memory."""
+        return [kind.remembered(own) * count for kind, own, count in zip(cls.kinds, settings, steps, strict=True)]
 
     @classmethod
     def check(cls, plan: Plan) -> None:
@@ -204,7 +209,7 @@ def agent_of(kind: type[Family], plan: Plan) -> str:
 
 
 def make_stages(spec: str, known: Callable[[str], type[Family]]) -> type[Stages]:
-    """The family that ``spec`` names, such as "code:1+bridge:4".
+    """The family that ``spec`` names, such as "code:1+bridge:3".
 
     Args:
         known: a family by its name.

@@ -104,18 +104,18 @@ class StagesEnvironment(Environment):
     Args:
         stages: the families. They are kept aside, as their weights are listed with the families themselves.
         shape: (C, height, width) of a canvas.
-        memory: numbers that the stages before a step may have left.
+        known: numbers in memory before each stage, and after the last.
     """
 
     action_space: ActionSpace
 
-    def __init__(self, stages: Sequence[Family], shape: tuple[int, int, int], memory: int) -> None:
+    def __init__(self, stages: Sequence[Family], shape: tuple[int, int, int], known: Sequence[int]) -> None:
         super().__init__()
-        self.stages, self.shape = tuple(stages), shape
+        self.stages, self.shape, self.known = tuple(stages), shape, tuple(known)
         self.ends = list(accumulate(stage.horizon for stage in stages))
         self.horizon = self.ends[-1]
         self.room = max(prod(stage.environment.state_shape) for stage in stages)
-        self.state_shape = (self.room + memory,)
+        self.state_shape = (self.room + known[-1],)
         spaces = tuple(stage.environment.action_space for stage in stages)
         self.action_space = spaces[0] if all(space == spaces[0] for space in spaces) else Flat(spaces)
 
@@ -159,6 +159,8 @@ class StagesEnvironment(Environment):
         """The stage of a step, and what its agents see there."""
         stage, first = self.place(seen.step)
         state, memory = self.own(stage, seen.state), self.memory(seen.state)
+        told = self.known[stage] if self.stages[stage].horizon == 1 else self.known[stage + 1]
+        memory = memory[:, :told] if told and memory is not None else None
         return stage, self.stages[stage].see(seen.step - first, state, seen.label, seen.next_step - first, memory)
 
     def transition(self, h: Tensor, state: Tensor, action: Tensor, offer: Offer) -> Tensor:
@@ -168,8 +170,7 @@ class StagesEnvironment(Environment):
         after, memory = advance(offer.seen, own, offer.offer), self.memory(state)
         if size := self.stages[offer.stage].remembered(self.stages[offer.stage].settings):
             assert memory is not None
-            before = [stage.remembered(stage.settings) * stage.horizon for stage in self.stages[: offer.stage]]
-            begin = sum(before) + size * offer.seen.step
+            begin = self.known[offer.stage] + size * offer.seen.step
             memory = torch.cat([memory[:, :begin], own.flatten(1), memory[:, begin + size :]], 1)
         if offer.to == self.ends[offer.stage] < self.horizon:
             after = self.stages[offer.stage + 1].environment.initial(environment.canvas(after))
