@@ -92,7 +92,7 @@ DIGITS = Setup(
 )
 LARGER = Setup(
     (1, 28, 28), 256, 1_500_000, {"network": "unet"}, {"batch_size": 64, "learning_rate": 4e-3, "ema": 0.999, "eval_every": 1000},
-    {"iw_images": 2, "iw_k": 2}, modes=512, head=2.0, operations=61_000_000, equal="operations",
+    {"iw_images": 2, "iw_k": 2}, modes=512, head=2.0, operations=44_000_000, equal="operations",
 )  # fmt: skip
 """Convolutions, and what `goalgen train` does by itself; the peers' batch, rate and average of weights are the better for them of
 those tried, too (trials: see the page)."""

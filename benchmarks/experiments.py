@@ -21,8 +21,9 @@ from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 
 from goalgen import cli, configure, evaluate, load, rng
-from goalgen.data import Splits
+from goalgen.data import Splits, to_bytes
 from goalgen.metrics import make_features, sample_quality
+from goalgen.pictures import save_png, tile
 from goalgen.saved import save_model
 from goalgen.zoo import FOLDER
 
@@ -58,6 +59,17 @@ def named(sampler: str, temperature: float) -> str:
     return sampler if temperature == 1.0 else f"{sampler}, temperature {temperature:g}"
 
 
+SHOWN = {("goalgen", 4, "goalgen code, bridge H=4"): "goalgen-4", ("flow matching, Euler", 4, "flow matching"): "flow-matching-4",
+         ("flow matching, Euler", 50, "flow matching"): "flow-matching-50"}  # fmt: skip
+"""Sampler, evaluations and contender of which the documents show 64 samples of seed 0, and the end of the picture's name."""
+
+
+def show(data: str, levels: Any, grey_levels: int, name: str) -> None:
+    """Keep the first 64 images (N, C, height, width) in grey levels as a picture of the documents."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    save_png(tile(to_bytes(levels[:64], grey_levels), 8), PICTURES / f"{data}-{name}.png")
+
+
 def compare_goalgen(contender: Contender, seed: int, options: Options, folder: Path) -> Row:
     model, splits, went = train_goalgen(folder / "run", options, seed, contenders.sized(contender, options))
     test, found = splits.test, {}
@@ -67,6 +79,9 @@ def compare_goalgen(contender: Contender, seed: int, options: Options, folder: P
         drawn = (model.sample(count, first=first, **how).levels for count, first in parts)
         numbers = quality(drawn, len(test), splits, lambda how=how: model.sample(TIMED, **how))
         assert model.sample(1, **how).network_evaluations == evaluations
+        shown = SHOWN.get(("goalgen", evaluations, f"goalgen {contender.family} H={contender.horizon}"))
+        if shown and (seed, t) == (0, 1.0):
+            show(options.data, model.sample(64, **how).levels, model.levels, shown)
         found.setdefault(str(evaluations), {})[named("goalgen", t)] = numbers
     nats = model.nll_bound(test.images).total.mean()
     return {
@@ -93,6 +108,8 @@ def compare_peer(contender: Contender, seed: int, options: Options, folder: Path
         if drawn is not None:
             numbers = quality(drawn.split(250), count, splits, lambda how=how: peers.draw(TIMED, *how))
             found.setdefault(str(evaluations), {})[named(sampler, t)] = numbers
+            if (shown := SHOWN.get((sampler, evaluations, contender.peer))) and seed == 0:
+                show(options.data, drawn, splits.train.levels, shown)
     row = {"num_test": count, "trained_steps": fitted.steps, "trained_seconds": fitted.seconds, "evaluations": found,
            "parameters": weights_of(peer), "operations": contenders.operations_of(peer)}  # fmt: skip
     if isinstance(peer, peers.VAE):

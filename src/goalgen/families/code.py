@@ -19,7 +19,7 @@ from goalgen.environment import Continuous, Environment
 from goalgen.family import AfterStep, Draws, Family, Plan, check_least
 from goalgen.learning import Clock, Learned, active_units, learn_pathwise, of_all_processes
 from goalgen.likelihoods import PixelLikelihood, full_precision
-from goalgen.networks import LARGEST_LOG_STD, bounded, make_trunk
+from goalgen.networks import LARGEST_LOG_STD, NetworkSpec, bounded, make_trunk
 from goalgen.policies import Gaussian, Mixture, Policy
 from goalgen.rollout import Trajectory
 from goalgen.task import Task
@@ -27,7 +27,7 @@ from goalgen.task import Task
 MODE_RATE = 4.0
 """Modes of a mixture move so many times faster than weights, as they have some way to go."""
 
-REHEARSED, TIMES = 4096, 8
+REHEARSED, TIMES = 4096, 4
 """Codes of the GC-agent that are kept; at every step the S-agent learns from so many times a batch of them."""
 
 REVIVE_EVERY, DEAD = 64, 0.1
@@ -105,12 +105,20 @@ class CodeSAgent(SAgent):
         return Mixture(mean, bounded(log_std).exp(), logits, places, spread)
 
 
+def coarser(spec: NetworkSpec) -> NetworkSpec:
+    """Half the rows and columns of a U-Net: a code has no use for more places, and a step takes less time."""
+    patch, (_, height, width) = 2 * spec.patch, spec.shape
+    if spec.kind != "unet" or height % patch or width % patch or min(height, width) < 4 * patch:
+        return spec
+    return dataclasses.replace(spec, patch=patch)
+
+
 class ReaderGCAgent(GCAgent):
     """q(z | goal, start, what is remembered), Gaussian, told relative to the S-agent's center and scale. (Equation 24)"""
 
     def __init__(self, plan: Plan, environment: Environment) -> None:
         super().__init__(plan, environment)
-        spec = dataclasses.replace(plan.network, dropout=0.0)
+        spec = coarser(dataclasses.replace(plan.network, dropout=0.0))
         self.trunk = make_trunk(spec, 2 * spec.shape[0], max(1, spec.depth if spec.kind == "unet" else spec.depth // 2))
         self.mix = nn.Linear(self.trunk.positions * self.trunk.width, 128)
         self.head = nn.Linear(128, 2 * plan.settings.code_size)

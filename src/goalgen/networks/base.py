@@ -157,14 +157,22 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 class Recall(nn.Module):
-    """Memory (B, numbers) as a map (B, *shape), linear in it."""
+    """Memory (B, numbers) as a map (B, *shape), linear in it; of many channels, a mixture of a few maps at every place.
 
-    def __init__(self, memory: int, shape: tuple[int, ...]) -> None:
+    Args:
+        most: maps that are linear in memory, at most.
+    """
+
+    def __init__(self, memory: int, shape: tuple[int, ...], most: int | None = None) -> None:
         super().__init__()
-        self.shape, self.map = shape, nn.Linear(memory, math.prod(shape))
+        channels = shape[0] if most is None else min(shape[0], most)
+        self.shape = (channels, *shape[1:])
+        self.map = nn.Linear(memory, math.prod(self.shape))
+        self.mix = nn.Conv2d(channels, shape[0], 1) if channels < shape[0] else None
 
     def forward(self, memory: Tensor) -> Tensor:
-        return self.map(memory).unflatten(1, self.shape)
+        maps: Tensor = self.map(memory).unflatten(1, self.shape)
+        return maps if self.mix is None else self.mix(maps)
 
 
 class Conditioning(nn.Module):

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from goalgen.networks.base import Conditioning, Middle, NetworkSpec, Recall, Top, Trunk
 from goalgen.networks.transformer import number_of_heads, patch_grid
 
+FINE_MAPS = 8
+"""Maps of a memory at the finest size, which channels mix."""
+
 
 def level_sizes(spec: NetworkSpec) -> tuple[list[tuple[int, int]], list[int]]:
     """Rows and columns, and channels, of the maps from the finest to the coarsest.
@@ -44,6 +47,8 @@ class ConvBlock(nn.Module):
         self.modulation = nn.Linear(condition, 2 * after)
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         self.dropout = dropout
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # x (B, channels, rows, columns)
         y = self.conv1(F.silu(self.norm1(x)))
@@ -87,8 +92,9 @@ class UNetTrunk(Trunk):
         self.levels = nn.ModuleList(conv_blocks(before, width, depth, spec) for before, width in pairs)
         self.down = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
         self.attention = Attention(self.width)
-        maps = [(spec.width, *sides[0]), (self.width, *sides[-1])] if spec.memory else []
-        self.recall = nn.ModuleList(Recall(spec.memory, shape) for shape in maps)  # memory as maps, finest and coarsest
+        # Memory as maps, finest and coarsest; at the finest all channels would hold most of the weights.
+        maps = [((spec.width, *sides[0]), FINE_MAPS), ((self.width, *sides[-1]), None)] if spec.memory else []
+        self.recall = nn.ModuleList(Recall(spec.memory, shape, most) for shape, most in maps)
 
     def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
         condition = self.condition(h, label, memory)
