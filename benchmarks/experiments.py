@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -16,13 +14,14 @@ from typing import Any
 import contenders
 import timing
 import torch
+from ablation import ABLATED, ablation
 from contenders import RUNS, SETUPS, Contender, Job, Options, Row, train_goalgen, weights_of
+from quality import TIMED, quality
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 
 from goalgen import cli, configure, evaluate, load, rng
-from goalgen.data import Splits, to_bytes
-from goalgen.metrics import make_features, sample_quality
+from goalgen.data import to_bytes
 from goalgen.pictures import save_png, tile
 from goalgen.saved import save_model
 from goalgen.zoo import FOLDER
@@ -31,28 +30,11 @@ CORES = os.cpu_count() or 1
 
 # goalgen beside its peers -------------------------------------------------------------------------------------------
 
-TIMED = 256
-"""Images drawn at once to time a sampler."""
-
 
 def compare(job: Job, options: Options, folder: Path) -> Row:
     """Train one contender, and measure its samples at every number of evaluations."""
     contender = contenders.contenders_on(options.data)[job["contender"]]
     return (compare_goalgen if contender.family else compare_peer)(contender, job["seed"], options, folder)
-
-
-def quality(samples: Any, count: int, data: Splits, draw_some: Callable[[], Any]) -> Row:
-    """Quality of samples in grey levels, in batches, and how fast they are drawn: the median of three."""
-    train, fingerprint = data.train, data.train.fingerprint()
-    features = make_features("auto", train.images, train.labels, train.levels, data=data.name, fingerprint=fingerprint)
-    found = sample_quality(samples, train.images, data.test.images, train.levels, features,
-                           train_fingerprint=fingerprint, num_samples=count)  # fmt: skip
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        draw_some()
-        seconds.append(time.perf_counter() - start)
-    return {**found, "sampled_images_per_second": TIMED / statistics.median(seconds)}
 
 
 def named(sampler: str, temperature: float) -> str:
@@ -264,6 +246,11 @@ EXPERIMENTS = {
         "goalgen beside diffusion, flow matching and a VAE (peers.py) at 1 to 50 network evaluations",
         lambda o: rows_of(contender=contenders.contenders_on(o.data), seed=o.seeds), compare, "data",
         {"digits": 20, "fashion_mnist": 120, "mnist": 120}, {"seeds": (0, 1), "num_test": 2000}, trial=True, packages=PEERS,
+    ),
+    "ablation": Experiment(
+        "what is each part of the choice for large images worth? (120 s of a thread each)",
+        lambda o: rows_of(variant=ABLATED, seed=o.seeds), ablation, "data", {"fashion_mnist": 120, "mnist": 120},
+        {"seeds": (0, 1), "num_test": 2000}, trial=True,
     ),
     "curve": Experiment(
         "bits/dim and Frechet distance against the number of steps, for every family",

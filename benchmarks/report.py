@@ -153,6 +153,22 @@ def defaults(data: str, title: str) -> str:
     )  # fmt: skip
 
 
+def ablation(data: str, title: str) -> str:
+    results = read(f"ablation_{data}")
+    if not results["rows"]:
+        return ""
+    rows, digits = [], {"bits_per_dim": 3, "frechet_distance": 2, "precision": 2, "recall": 2, "trained_steps": 0}
+    for variant in dict.fromkeys(row["variant"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["variant"] == variant]
+        told = cell((r["frechet_distance_from_gc_codes"] for r in mine if "frechet_distance_from_gc_codes" in r), 2)
+        numbers = {key: cell((float(row[key]) for row in mine), count) for key, count in digits.items()}
+        operations = mine[0]["operations"]
+        rows.append({**numbers, "variant": variant, "told": told, "train": operations["train"] / 1e6,
+                     "sample": operations["sample"] / 1e6, "drawn": cell((r["sampled_images_per_second"] for r in mine), 0)})  # fmt: skip
+    return fill("ablation of data", rows, title=title, first=results["rows"][0], seconds=results["seconds"],
+                seeds=seeds(results["rows"]), about=about(results, f"ablation --data {data}"))  # fmt: skip
+
+
 def zoo() -> str:
     results = read("zoo")
     rows = [{**r, "megabytes": r["bytes"] / 1e6} for r in results["rows"]]
@@ -289,7 +305,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), compare, curve, zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip
