@@ -235,7 +235,8 @@ def write_report(check: bool) -> None:
     import comparison
 
     compare = report.of_data("compare", comparison.PARTS, comparison.compare)
-    report.write_pages(compare, report.of_data("curve", report.NAMES, comparison.curve), check)
+    curve = report.of_data("curve", report.NAMES, comparison.curve)
+    report.write_pages(compare, curve, comparison.headline("fashion_mnist"), check)
     if not check:
         comparison.draw()
 

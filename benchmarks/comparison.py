@@ -121,6 +121,25 @@ def verdict(found: Lines, set_here: bool) -> str:
     return "\n\n".join(parts)
 
 
+def headline(data: str) -> str:
+    """For README: goalgen at four evaluations, and the best peer at four and at any number."""
+    rows: Rows = read(f"compare_{data}")["rows"]
+    if not rows:
+        return ""
+    models = {name: values for name, values in lines_of(rows).items() if ", sampler" not in name}
+    numbers = {e: (best(models, e, True), best(models, e, False)) for e in EVALUATIONS}
+    mine, peer = numbers["4"]
+    any_peer = min((b, e) for e, (_, b) in numbers.items() if b)
+    if not mine or not peer:
+        return ""
+    results = read(f"compare_{data}")
+    return (
+        f"Frechet distances (lower is better) on {NAMES[data].partition(' (')[0]} after {results['seconds']:.0f} s of one thread, "
+        f"convolutional networks, as many operations for a training image: goalgen at 4 evaluations {mine[0]:.2f}; the best peer at 4 "
+        f"{peer[0]:.2f} ({peer[1]}), the best peer at any number {any_peer[0][0]:.2f} ({any_peer[0][1]}, {any_peer[1]} evaluations)."
+    )
+
+
 def same_quality(found: Lines) -> tuple[float, str]:
     """What every peer can reach, and how fast each samples at the fewest evaluations at which it reaches that."""
     peers = [values for name, values in found.items() if not name.startswith("goalgen")]

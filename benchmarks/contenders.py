@@ -144,10 +144,13 @@ class Contender:
     @property
     def evaluations(self) -> tuple[int, ...]:
         """Network evaluations at which it is sampled."""
-        if self.family == "fixed bridge" or self.peer not in ("", "VAE"):
+        if self.peer not in ("", "VAE"):
             return EVALUATIONS
-        if self.family == "code, bridge":  # it can leave out steps of the bridge
-            return tuple(n for n in EVALUATIONS if 2 <= n <= self.horizon)
+        if self.family in (
+            "fixed bridge",
+            "code, bridge",
+        ):  # they can leave out steps, but a draft needs a canvas after it
+            return tuple(n for n in EVALUATIONS if (1 if self.family == "fixed bridge" else 2) <= n <= self.horizon)
         return (self.horizon,)
 
 

@@ -312,8 +312,8 @@ def page(compare: str, curve: str) -> str:
     return "\n".join(section for section in sections if section)
 
 
-def readme(text: str) -> str:
-    """README.md with its table of results replaced."""
+def readme(text: str, headline: str) -> str:
+    """README.md with its results replaced: a sentence on how it compares, and a table."""
     rows = []
     results: Rows = read("demo")["rows"]
     if results:
@@ -326,15 +326,16 @@ def readme(text: str) -> str:
     head = ["held-out images", "bound, bits/dim", "Frechet distance", "of held-out images"]
     note = "Frechet distances in the features of a small classifier, not Inception."
     block = f"\n{table(head, rows)}\n\n{note}\n" if rows else "\n"
-    return re.sub(r"(<!-- results: .*? -->).*?(<!-- /results -->)", rf"\1{block}\2", text, flags=re.S)
+    text = re.sub(r"(<!-- results: .*? -->).*?(<!-- /results -->)", rf"\1{block}\2", text, flags=re.S)
+    return re.sub(r"(<!-- compared: .*? -->).*?(<!-- /compared -->)", rf"\1\n{headline}\n\2", text, flags=re.S)
 
 
-def write_pages(compare: str, curve: str, check: bool) -> None:
+def write_pages(compare: str, curve: str, headline: str, check: bool) -> None:
     """Write both pages, or leave with a message if one is not what the result files say."""
     if APART:
         sys.exit("GOALGEN_RESULTS is set: the pages are written from benchmarks/results alone")
     pages = {ROOT / "docs" / "benchmarks.md": page(compare, curve)}
-    pages[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"))
+    pages[ROOT / "README.md"] = readme((ROOT / "README.md").read_text(encoding="utf-8"), headline)
     for path, text in pages.items():
         if check and (not path.exists() or path.read_text(encoding="utf-8") != text):
             sys.exit(f"{path.relative_to(ROOT)} is not what the results say; run python benchmarks/bench.py report")

@@ -123,3 +123,42 @@ def test_costs_of_narrow_modes_far_away_are_exact(modes):
     exact = (mean.double().unsqueeze(-2) - places.double()).square() + variance.double().unsqueeze(-2)
     expected = 0.5 * (exact / std.double().square()).sum(-1) + std.double().log().sum(-1)
     torch.testing.assert_close(p.costs(mean, variance).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_code_is_read_at_a_coarser_size_where_there_is_one():
+    spec = stages(network="unet").parts[0].gc_agent.trunk
+    full = stages(network="unet").parts[1].s_agent.torso.trunk
+    assert spec.positions == full.positions  # 8x8 by patches of 2 is 4x4 already: nothing coarser
+    larger = make(configure(environment="code:1+bridge:2", network="unet", width=16, patch=2), (1, 28, 28), 17)
+    read, drawn = larger.parts[0].gc_agent.trunk, larger.parts[1].s_agent.torso.trunk
+    assert (read.input.stride, drawn.input.stride) == ((4, 4), (2, 2))
+
+
+def test_memory_is_told_at_few_maps_that_channels_mix():
+    family = make(configure(environment="code:1+bridge:2", network="unet", width=32, code_size=5), (1, 28, 28), 17)
+    fine, coarse = family.parts[1].s_agent.torso.trunk.recall
+    assert fine.map.out_features == 8 * 14 * 14
+    assert coarse.map.out_features == 64 * 7 * 7
+    memory = torch.randn(2, 5)
+    assert fine(memory).shape == (2, 32, 14, 14)
+    assert torch.linalg.matrix_rank((fine(memory)[0] - fine(memory)[1]).flatten(1)) <= 8
+
+
+def test_a_code_s_networks_are_told_nothing_that_is_not_there_yet():
+    family = make(configure(environment="code:1+code:2+bridge:2", width=16, depth=2, head_width=8, code_size=3), (1, 8, 8), 17)
+    told = []
+    for h in range(family.horizon):
+        seen = family.see(h, family.environment.initial(torch.zeros(1, 1, 8, 8)))
+        memory = family.environment.seen_in_stage(seen)[1].memory
+        told.append(0 if memory is None else memory.shape[1])
+    assert told == [0, 9, 9, 9, 9]
+
+
+def test_a_draft_is_all_that_a_code_tells_and_the_last_guess_is_the_image():
+    family = stages()
+    model = goalgen.Model(family, configure(environment="code:1+bridge:2"), {}, torch.zeros(1, 8, 8), "ema")
+    drawn = model.sample(3, guesses=True)
+    assert drawn.guesses.shape == (3, 3, 1, 8, 8)  # at the draft and at the canvas after it, and the images
+    assert torch.equal(drawn.guesses[-1], drawn.images)
+    assert not torch.equal(drawn.guesses[0], drawn.guesses[1])
+    assert model.sample(3).guesses is None

@@ -68,6 +68,10 @@ class SAgent(nn.Module, ABC):
     def decide(self, seen: Seen) -> Decision:
         """Policy and offer at states (B, ...)."""
 
+    def in_mind(self, decision: Decision) -> Tensor | None:
+        """The image (B, C, height, width) in [-1, 1] that it has in mind at a step, for pictures, where it has one."""
+        return None
+
 
 class GCAgent(nn.Module, ABC):
     """Told the goal: a policy given what the S-agent sees and says. The bound holds for any of them.

@@ -141,6 +141,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         correlation: float = 0.0,
         draw_pixels: bool = False,
         first: int = 0,
+        guesses: bool = False,
     ) -> Sampled:
         """Draw images with the S-agent alone. Image i depends on (seed, first + i) only, however many are drawn.
 
@@ -158,6 +159,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
                 rather than drawn; 1 is DDIM.
             draw_pixels: draw every pixel from p(g | x_H), rather than round the last canvas to its grey levels.
             first: index of the first image.
+            guesses: keep what the S-agent has in mind on the way, where it has something: a bridge, from its draft to the image.
 
         Raises:
             GoalgenError: a number out of range, or a start that does not fit.
@@ -175,7 +177,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
         each = start if isinstance(start, Tensor) and start.ndim == 4 and len(start) == num else None
         wanted = Wanted(
-            num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels, correlation
+            num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels, correlation, guesses
         )
         return draw_samples(self.family, wanted, trained_start=self.config.model.start)
 

@@ -128,6 +128,8 @@ class Samples:
     """(H + 1, B, *state_shape), or fewer where steps were skipped"""
     actions: Tensor
     """(H, B, *action_shape), likewise"""
+    guesses: list[Tensor]
+    """images (B, C, height, width) that the S-agent had in mind on the way, at the steps at which it had one"""
 
 
 def even_path(horizon: int, count: int) -> list[int]:
@@ -167,15 +169,16 @@ def sample_rollout(
     if not 0 <= correlation <= 1:
         raise GoalgenError(f"the correlation must be from 0 to 1, not {correlation}")
     state = agents.environment.initial(task.start)
-    states, actions = [state], []
+    states, actions, guesses = [state], [], []
     with agents.environment.held():
         for i, (h, to) in enumerate(pairwise(range(agents.horizon + 1) if path is None else path)):
             seen = agents.see(h, state, task.label, to, task.memory)
             decision = agents.s_agent.decide(seen)
+            guesses.append(agents.s_agent.in_mind(decision))
             policy = decision.policy if temperature == 1.0 else decision.policy.tempered(temperature)
             policy = policy.correlated(correlation) if correlation else policy
             action = policy.sample(noise[i])
             state = advance(seen, action, decision.offer)
             states.append(state)
             actions.append(action)
-    return Samples(torch.stack(states), torch.stack(actions))
+    return Samples(torch.stack(states), torch.stack(actions), [guess for guess in guesses if guess is not None])

@@ -47,6 +47,8 @@ class Sampled:
     """how the images came from the last states"""
     files: list[dict[str, bytes]] = field(default_factory=list)
     """further files of each image by extension, where the family has some"""
+    guesses: Tensor | None = None
+    """what the S-agent had in mind at the steps at which it had something, and the images: (steps + 1, N, C, height, width) uint8"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Wanted:
     """draw the pixels from p(g | x_H) rather than round the last canvas"""
     correlation: float = 0.0
     """share of the noise of an action that is taken from the canvas"""
+    guesses: bool = False
+    """keep what the S-agent has in mind on the way"""
 
     def sampler(self, horizon: int) -> str:
         """What is another sampler than the model of the bound, which takes all H steps at temperature 1."""
@@ -104,6 +108,7 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
     first, num = wanted.first, wanted.num
     canvases: list[Tensor] = []
     files: list[dict[str, bytes]] = []
+    guesses: list[Tensor] = []
     for block in range(first // BLOCK, -(-(first + num) // BLOCK)):
         noise = draw_noise(family.environment, BLOCK, rng.generator(wanted.seed, "sample", block)).to(family.device)
         task = wanted.task(block).to(family.device)
@@ -113,19 +118,25 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
             generator = rng.generator(wanted.seed, "sample pixels", block)
             canvases[-1][-1] = family.likelihood.draw(episodes.states[-1], generator).cpu()
         files += family.files(episodes)
+        if wanted.guesses and episodes.guesses:
+            guesses.append(torch.stack(episodes.guesses).cpu())
     kept = slice(first % BLOCK, first % BLOCK + num)
     frames = from_unit(torch.cat(canvases, 1)[:, kept], family.levels)
     spec = wanted.start.spec
     spec = spec if spec == trained_start else f"{spec} (trained with {trained_start})"
     pictures = to_bytes(frames, family.levels)
+    thought = None
+    if guesses:
+        thought = to_bytes(from_unit(torch.cat(guesses, 1)[:, kept], family.levels), family.levels)
+        thought = torch.cat([thought, pictures[-1:]])
     return Sampled(
         pictures[-1], pictures, frames[-1], spec, len(frames) - 1, wanted.labels, wanted.sampler(family.horizon),
-        "drawn from p(g | x_H)" if wanted.draw_pixels else "the rounded last canvas", files[kept],
+        "drawn from p(g | x_H)" if wanted.draw_pixels else "the rounded last canvas", files[kept], thought,
     )  # fmt: skip
 
 
 def write_samples(sampled: Sampled, out: Path, *, grid: bool, trajectory: bool, facts: dict[str, Any]) -> list[Path]:
-    """Write PNGs 00000.png, ... and, as asked, grid.png, trajectories.png and trajectories.gif, into ``out``."""
+    """Write PNGs 00000.png, ... and, as asked, grid.png, trajectories.png, trajectories.gif and guesses.png, into ``out``."""
     written = []
     for i, image in enumerate(sampled.images, facts.get("first", 0)):
         written.append(out / f"{i:05d}.png")
@@ -141,6 +152,9 @@ def write_samples(sampled: Sampled, out: Path, *, grid: bool, trajectory: bool, 
         written += [out / "trajectories.png", out / "trajectories.gif"]
         save_png(film_strip(sampled.states[:, :8]), written[-2])
         save_gif(sampled.states[:, :64], written[-1])
+    if trajectory and sampled.guesses is not None:
+        written.append(out / "guesses.png")
+        save_png(film_strip(sampled.guesses[:, :8]), written[-1])
     about = {
         **facts, "start": sampled.start, "network_evaluations": sampled.network_evaluations, "sampler": sampled.sampler,
         "pixels": sampled.pixels,

@@ -77,13 +77,14 @@ def run_sample(arguments: Sequence[str]) -> int:
     sampled = model.sample(
         options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
         first=options.first, steps=options.steps, labels=options.label, correlation=options.correlation, draw_pixels=options.draw_pixels,
+        guesses=options.trajectory,
     )  # fmt: skip
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
     }  # fmt: skip
     written = write_samples(sampled, options.out, grid=options.grid, trajectory=options.trajectory, facts=facts)
-    extra = [str(p) for p in written if p.stem in ("grid", "trajectories")]
+    extra = [str(p) for p in written if p.stem in ("grid", "trajectories", "guesses")]
     print(
         f"{options.num} images in {options.out} ({sampled.network_evaluations} network evaluations each, start: "
         f"{sampled.start}){'; ' + ', '.join(extra) if extra else ''}"

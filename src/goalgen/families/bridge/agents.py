@@ -125,6 +125,10 @@ class BridgeSAgent(SAgent):
 
         return Decision(self.act(seen, look), Reading(look.guess, read if seen.next_step == world.horizon else None))
 
+    def in_mind(self, decision: Decision) -> Tensor:
+        guess: Tensor = decision.offer.guess
+        return guess
+
     def open(self, seen: Seen) -> Look:
         """What is seen at step 0, where there is nothing to see."""
         assert self.first is not None

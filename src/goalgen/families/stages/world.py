@@ -96,6 +96,8 @@ class Offer:
     to: int
     """the step of the whole episode that the action leads to"""
     policy: Policy
+    guess: Tensor | None
+    """what that S-agent has in mind"""
 
 
 class StagesEnvironment(Environment):
@@ -188,7 +190,12 @@ class StagesSAgent(SAgent):
         policy = decision.policy
         if isinstance(world.action_space, Flat):
             policy = Packed(policy, family.environment.action_space, world.action_space)
-        return Decision(policy, Offer(stage, own, decision.offer, seen.next_step, policy))
+        guess = family.s_agent.in_mind(decision)
+        return Decision(policy, Offer(stage, own, decision.offer, seen.next_step, policy, guess))
+
+    def in_mind(self, decision: Decision) -> Tensor | None:
+        guess: Tensor | None = decision.offer.guess
+        return guess
 
 
 class StagesGCAgent(GCAgent):
