@@ -16,6 +16,7 @@ import timing
 import torch
 from ablation import ABLATED, ablation
 from contenders import RUNS, SETUPS, Contender, Job, Options, Row, train_goalgen, weights_of
+from folders import FOLDERS, folder
 from quality import TIMED, quality
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
@@ -296,6 +297,10 @@ EXPERIMENTS = {
     "defaults": Experiment(
         "what does `goalgen train` make of images where nothing else is said, in twenty minutes?", lambda o: [{}], defaults,
         "data", {"fashion_mnist": 1200, "avatars": 1200, "mnist": 1200, "cifar10": 600}, at_once=1, threads=2, keeps=True,
+    ),
+    "folders": Experiment(
+        "folders as a user has them: what is said, and what comes out, with nothing but --data given?",
+        lambda o: rows_of(folder=FOLDERS), folder, told=(), at_once=1, threads=2, keeps=True,
     ),
     "zoo": Experiment(
         "the models that come with the package: made and measured (of demo and defaults, if they are there)",

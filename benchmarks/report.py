@@ -30,6 +30,10 @@ NAMES = {
 PICTURED = {name: NAMES[name] for name in ("fashion_mnist", "mnist")} | {
     "avatars": "Avatars (16x16, colour, CC0)", "cifar10": "CIFAR-10 (32x32, colour)",
 }  # fmt: skip
+FOLDER_TITLES = {
+    "icons": "800 icons of our own drawing, 48x32, RGBA", "hills": "300 grey landscapes of our own drawing, 24x40",
+    "cifar10": "CIFAR-10's 50,000 training images as loose files, 32x32",
+}  # fmt: skip
 PUBLISHED = {
     "mnist": "Published, binarised MNIST, nats: BFN 95.21 at 10 steps, 84.4 at 25, 81.06 at 50, 79.46 at 100; full length: "
     "CR-NVAE 76.93, BFN 77.87, NVAE 78.01, IAF-VAE 79.10.",
@@ -151,6 +155,17 @@ def defaults(data: str, title: str) -> str:
         "defaults of data", first=first, steps=steps, stages=stages, title=title, data=data, minutes=first["seconds"] / 60,
         about=about(results, f"defaults --data {data}"),
     )  # fmt: skip
+
+
+def folders() -> str:
+    results = read("folders")
+    if not results["rows"]:
+        return ""
+    parts = [fill("folders")]
+    for row in results["rows"]:
+        said = "\n".join("    " + line for line in row["said"])
+        parts.append(fill("folders of one", title=FOLDER_TITLES[row["folder"]], first=row, said=said))
+    return "\n".join([*parts, about(results, "folders"), ""])
 
 
 def ablation(data: str, title: str) -> str:
@@ -305,7 +320,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip
