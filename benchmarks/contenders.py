@@ -121,6 +121,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "latent": {"environment": "latent"},
     "proposals": {"environment": "proposals"},
     "reveal": {"environment": "reveal"},
+    "reveal, raster": {"environment": "reveal", "reveal_order": "raster"},
     "code, bridge": {"gc_agent": "fixed", "discount": 2.0, "log_snr": (-1.0, 4.0), "code_size": 32},
 }
 
@@ -144,6 +145,8 @@ class Contender:
     @property
     def evaluations(self) -> tuple[int, ...]:
         """Network evaluations at which it is sampled."""
+        if self in ONE_BY_ONE.values():
+            return ()
         if self.peer not in ("", "VAE"):
             return EVALUATIONS
         if self.family in (
@@ -155,6 +158,11 @@ class Contender:
 
 
 PEERS = {name: Contender(peer=name) for name in ("VAE", "diffusion", "diffusion (x0)", "flow matching")}
+ONE_BY_ONE = {
+    "PixelCNN": Contender(peer="PixelCNN"),
+    "goalgen reveal, raster H=784": Contender("reveal, raster", 784),
+}
+"""A pixel a step, 784 evaluations for a sample: their bounds alone are measured."""
 ON_DIGITS = {
     **PEERS,
     "goalgen latent H=1": Contender("latent", 1),
@@ -171,6 +179,7 @@ ON_LARGER = {
     "goalgen reveal H=16": Contender("reveal", 16),
     "goalgen fixed bridge H=16": Contender("fixed bridge", 16),
     "goalgen learned bridge H=4": Contender("learned bridge", 4),
+    **ONE_BY_ONE,
 }
 
 
@@ -242,16 +251,17 @@ def weights_of(module: nn.Module) -> int:
 
 
 def operations_of(module: nn.Module) -> dict[str, int]:
-    """Floating-point operations to draw an image (a peer's: of one evaluation) and to learn from one, as
+    """Floating-point operations to draw an image (a peer's: of one evaluation, or of a pixel each) and to learn from one, as
     :func:`goalgen.size.count_operations` counts them."""
     if isinstance(module, Family):
         return count_operations(module)
     image, generator = torch.zeros(1, *module.shape), torch.Generator().manual_seed(0)
     with torch.no_grad(), FlopCounterMode(display=False) as sample:
-        module.draw(module.samplers[0], 1, image, generator)
+        drawn = module.draw(module.samplers[0], 1, image, generator)
     with torch.no_grad(), FlopCounterMode(display=False) as train:
         module.loss(image, generator, 0)
-    return {"sample": sample.get_total_flops(), "train": train.get_total_flops()}
+    each = train.get_total_flops()
+    return {"sample": sample.get_total_flops() if drawn is not None else each * image[0].numel(), "train": each}
 
 
 def fit_width(amount: Callable[[int], int], target: int, what: str, multiple: int = 2, tolerance: float = 0.05) -> int:

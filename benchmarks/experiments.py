@@ -95,9 +95,8 @@ def compare_peer(contender: Contender, seed: int, options: Options, folder: Path
                 show(options.data, drawn, splits.train.levels, shown)
     row = {"num_test": count, "trained_steps": fitted.steps, "trained_seconds": fitted.seconds, "evaluations": found,
            "parameters": weights_of(peer), "operations": contenders.operations_of(peer)}  # fmt: skip
-    if isinstance(peer, peers.VAE):
-        row["bits_per_dim"] = peers.vae_bound(fitted.peer, splits.test)
-    return row
+    bits = peers.peer_bound(fitted.peer, splits.test)
+    return row if bits is None else {**row, "bits_per_dim": bits}
 
 
 # goalgen against the number of steps --------------------------------------------------------------------------------

@@ -234,13 +234,17 @@ class VAE(Peer):
         return self.decode(z * temperature**0.5)
 
 
-METHODS = ("diffusion", "diffusion (x0)", "flow matching", "VAE")
+METHODS = ("diffusion", "diffusion (x0)", "flow matching", "VAE", "PixelCNN")
 
 
 def make_peer(method: str, spec: NetworkSpec, levels: int) -> Peer:
     """The peer called ``method``, its weights a function of torch's global seed."""
     if method == "VAE":
         return VAE(spec, levels)
+    if method == "PixelCNN":
+        from pixelcnn import PixelCNN
+
+        return PixelCNN(spec, levels)
     if method == "flow matching":
         return FlowMatching(spec)
     return Diffusion(spec, {"diffusion": "epsilon", "diffusion (x0)": "sample"}[method])  # what its network predicts
@@ -307,10 +311,15 @@ def draw(
 
 
 @torch.no_grad()
-def vae_bound(peer: Any, test: ImageSet) -> float:
-    """Bits/dim of test images."""
+def peer_bound(peer: Any, test: ImageSet) -> float | None:
+    """Bits/dim of test images, a bound or exact; None where the peer has none."""
     generator, totals = rng.generator(0, "elbo"), []
     for images in test.images.split(250):
-        noise = torch.randn(len(images), peer.latent, generator=generator)
-        totals.append(sum(peer.terms(to_unit(images, test.levels), noise)))
+        goals = to_unit(images, test.levels)
+        if isinstance(peer, VAE):
+            totals.append(sum(peer.terms(goals, torch.randn(len(images), peer.latent, generator=generator))))
+        elif hasattr(peer, "nats"):
+            totals.append(peer.nats(goals))
+        else:
+            return None
     return float(bits_per_dim(torch.cat(totals).mean(), test.shape))
