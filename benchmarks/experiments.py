@@ -138,7 +138,7 @@ def of_preset(
     """Train a preset with some settings of its own, and measure it.
 
     Args:
-        pictures: of the documents, a grid and trajectories, that show samples of seed 0.
+        pictures: of the documents, that show samples of seed 0: a grid, trajectories, and what a bridge had in mind.
         how: of :func:`goalgen.evaluate`.
     """
 
@@ -148,7 +148,7 @@ def of_preset(
         if pictures and seed == 0:
             cli.main(["sample", str(run), "--out", str(run / "samples"), "--num", "100", "--grid", "--trajectory"])
             PICTURES.mkdir(parents=True, exist_ok=True)
-            for written, kept in zip(("grid", "trajectories"), pictures, strict=True):
+            for written, kept in zip(("grid", "trajectories", "guesses"), pictures, strict=False):
                 shutil.copy(run / "samples" / f"{written}.png", PICTURES / f"{kept}.png")
         return {**went, "threads": torch.get_num_threads(), **evaluate(model.to(options.device), splits, **how)}
 
@@ -157,9 +157,9 @@ def of_preset(
 
 def defaults(job: Job, options: Options, folder: Path) -> Row:
     """What the rule of families/suited.py chooses, in some seconds; samples, and how eight came to be, as pictures."""
-    return of_preset(lambda o: None, pictures=(f"{options.data}-samples", f"{options.data}-trajectories"))(
-        job, options, folder
-    )
+    return of_preset(
+        lambda o: None, pictures=[f"{options.data}-{what}" for what in ("samples", "trajectories", "guesses")]
+    )(job, options, folder)
 
 
 ZOO = {"digits": ("digits", 120.0, "demo/0", "digits"),
