@@ -42,10 +42,10 @@ Lines = dict[str, dict[str, Rows]]
 
 def sampler_name(contender: str, sampler: str, evaluations: str) -> str:
     """Whose numbers these are. What is not sampled as it was trained, every step at temperature 1, is another sampler."""
-    method, _, temperature = sampler.partition(", temperature ")
+    method, *other = re.split(r", (?=temperature|correlation)", sampler)
     name = contender if method == "goalgen" else method  # a peer is called as its sampler
-    if temperature:
-        return f"{name}, sampler at temperature {temperature}"
+    if other:
+        return f"{name}, sampler at {other[0]}"
     steps = re.search(r"H=(\d+)", name)
     return f"{name}, sampler of fewer steps" if steps and steps[1] != evaluations else name
 
@@ -60,6 +60,11 @@ def lines_of(rows: Rows) -> Lines:
                 name = sampler_name(row["contender"], sampler, evaluations)
                 found.setdefault(name, {}).setdefault(evaluations, []).append(numbers)
     return found
+
+
+def of_the_model(found: Lines) -> Lines:
+    """Without samplers at another temperature or of fewer steps."""
+    return {name: values for name, values in found.items() if ", sampler" not in name or "at correlation" in name}
 
 
 def mean(numbers: Rows, key: str = "frechet_distance") -> float:
@@ -95,7 +100,7 @@ def verdict(found: Lines, set_here: bool) -> str:
         set_here: whether the target was set for these data.
     """
     missed, met = [], []
-    models = {name: values for name, values in found.items() if ", sampler" not in name}
+    models = of_the_model(found)
     for evaluations, (ratio, words) in ratios(models).items():
         (met if ratio <= SHARES[evaluations] else missed).append(words)
     four, peer = best(models, "4", True), min(b for e in EVALUATIONS if (b := best(models, e, False)))
@@ -106,7 +111,7 @@ def verdict(found: Lines, set_here: bool) -> str:
     rule = (
         f"of the best peer's Frechet distance at the same number of network evaluations at most: {shares}; and at 4 no more than "
         "the best peer's at any. These are the models themselves, whose bounds are given below: every step they were trained with, "
-        "at temperature 1."
+        "at temperature 1, at any correlation (1 draws no noise but the first, as the peers' samplers)."
     )
     parts = [
         f"The target is, {rule}" if set_here else f"The target was set for Fashion-MNIST; by the same rule, {rule}"
@@ -126,7 +131,7 @@ def headline(data: str) -> str:
     rows: Rows = read(f"compare_{data}")["rows"]
     if not rows:
         return ""
-    models = {name: values for name, values in lines_of(rows).items() if ", sampler" not in name}
+    models = of_the_model(lines_of(rows))
     numbers = {e: (best(models, e, True), best(models, e, False)) for e in EVALUATIONS}
     mine, peer = numbers["4"]
     any_peer = min((b, e) for e, (_, b) in numbers.items() if b)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from goalgen import configure, load, load_data, rng
+from goalgen.choice import choose, is_open
 from goalgen.config import Config, DataConfig
 from goalgen.data import Splits
 from goalgen.families import make
@@ -141,6 +142,11 @@ class Contender:
     """what the family's settings are chosen for; empty: its defaults"""
     modes: bool = True
     """the policy over latents has several, where that is worth it"""
+
+    @property
+    def correlations(self) -> tuple[float, ...]:
+        """Of samples: none, which is the model, and of stages 1 too, without noise but the first, as the peers' samplers are."""
+        return (0.0, 1.0) if self.family == "code, bridge" else (0.0,)
 
     @property
     def evaluations(self) -> tuple[int, ...]:
@@ -346,6 +352,8 @@ def splits_of(data: DataConfig, options: Options) -> Splits:
 def fit(config: Config, splits: Splits) -> tuple[Model, Row]:
     """Train, or go on, as ``goalgen train`` does. Returns the best model, and how the training went."""
     check_config(config)
+    if is_open(config):
+        config, _ = choose(config, splits, torch.cuda.is_available())
     config = complete(config)
     prepare_folder(config)
     outcome = Trainer(config, splits).run()

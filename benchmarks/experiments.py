@@ -38,8 +38,9 @@ def compare(job: Job, options: Options, folder: Path) -> Row:
     return (compare_goalgen if contender.family else compare_peer)(contender, job["seed"], options, folder)
 
 
-def named(sampler: str, temperature: float) -> str:
-    return sampler if temperature == 1.0 else f"{sampler}, temperature {temperature:g}"
+def named(sampler: str, temperature: float, correlation: float = 0.0) -> str:
+    parts = [f"temperature {temperature:g}"] if temperature != 1.0 else []
+    return ", ".join([sampler, *parts, *([f"correlation {correlation:g}"] if correlation else [])])
 
 
 SHOWN = {("goalgen", 4, "goalgen code, bridge H=4"): "goalgen-4", ("flow matching, Euler", 4, "flow matching"): "flow-matching-4",
@@ -56,16 +57,17 @@ def show(data: str, levels: Any, grey_levels: int, name: str) -> None:
 def compare_goalgen(contender: Contender, seed: int, options: Options, folder: Path) -> Row:
     model, splits, went = train_goalgen(folder / "run", options, seed, contenders.sized(contender, options))
     test, found = splits.test, {}
-    for evaluations, t in product(contender.evaluations, contenders.temperatures(options.data, contender.family)):
-        how = {"temperature": t, "steps": None if evaluations == contender.horizon else evaluations}
+    temperatures = contenders.temperatures(options.data, contender.family)
+    for evaluations, t, c in product(contender.evaluations, temperatures, contender.correlations):
+        how = {"temperature": t, "steps": None if evaluations == contender.horizon else evaluations, "correlation": c}
         parts = ((min(256, len(test) - first), first) for first in range(0, len(test), 256))
         drawn = (model.sample(count, first=first, **how).levels for count, first in parts)
         numbers = quality(drawn, len(test), splits, lambda how=how: model.sample(TIMED, **how))
         assert model.sample(1, **how).network_evaluations == evaluations
         shown = SHOWN.get(("goalgen", evaluations, f"goalgen {contender.family} H={contender.horizon}"))
-        if shown and (seed, t) == (0, 1.0):
+        if shown and (seed, t, c) == (0, 1.0, 0.0):
             show(options.data, model.sample(64, **how).levels, model.levels, shown)
-        found.setdefault(str(evaluations), {})[named("goalgen", t)] = numbers
+        found.setdefault(str(evaluations), {})[named("goalgen", t, c)] = numbers
     nats = model.nll_bound(test.images).total.mean()
     return {
         "num_test": len(test), "bits_per_dim": float(model.bits_per_dim(nats)), "trained_steps": went["steps"],

@@ -145,7 +145,9 @@ def test_memory_is_told_at_few_maps_that_channels_mix():
 
 
 def test_a_code_s_networks_are_told_nothing_that_is_not_there_yet():
-    family = make(configure(environment="code:1+code:2+bridge:2", width=16, depth=2, head_width=8, code_size=3), (1, 8, 8), 17)
+    family = make(
+        configure(environment="code:1+code:2+bridge:2", width=16, depth=2, head_width=8, code_size=3), (1, 8, 8), 17
+    )
     told = []
     for h in range(family.horizon):
         seen = family.see(h, family.environment.initial(torch.zeros(1, 1, 8, 8)))

@@ -26,7 +26,7 @@ import timing  # noqa: E402
 from contenders import ON_DIGITS, ON_LARGER, SETUPS, Contender, contenders_on  # noqa: E402
 from tiny import tiny_agents, tiny_goals  # noqa: E402
 
-from goalgen import cli  # noqa: E402
+from goalgen import DataConfig, cli, configure, load_data  # noqa: E402
 from goalgen.config import TrainingConfig  # noqa: E402
 from goalgen.data import ImageSet, from_unit  # noqa: E402
 from goalgen.families.suited import suited  # noqa: E402
@@ -268,3 +268,11 @@ def test_a_pixelcnn_sees_what_comes_before_and_its_probabilities_sum_to_one():
         drawn = peer.draw("PixelCNN", 9, torch.zeros(4000, 1, 3, 3), torch.Generator().manual_seed(0))
         frequency = torch.stack([(drawn == image).flatten(1).all(1).float().mean() for image in images])
     assert (frequency - (-peer.nats(images)).exp()).abs().max() < 0.03
+
+
+def test_where_nothing_is_said_the_benchmark_trains_what_goalgen_chooses(tmp_path):
+    splits = load_data(DataConfig())
+    config = configure(out=tmp_path / "run", max_steps=2, quiet=True)
+    model, _ = contenders.fit(config, splits)
+    chosen, _ = suited(splits.train.shape, len(splits.train), False)
+    assert (model.config.model.environment, model.config.model.width) == (chosen["environment"], chosen["width"])
