@@ -63,8 +63,8 @@ def lines_of(rows: Rows) -> Lines:
 
 
 def of_the_model(found: Lines) -> Lines:
-    """Without samplers at another temperature or of fewer steps."""
-    return {name: values for name, values in found.items() if ", sampler" not in name or "at correlation" in name}
+    """Without samplers at another temperature."""
+    return {name: values for name, values in found.items() if "at temperature" not in name}
 
 
 def mean(numbers: Rows, key: str = "frechet_distance") -> float:
@@ -110,19 +110,17 @@ def verdict(found: Lines, set_here: bool) -> str:
     shares = ", ".join(f"{share} at {evaluations}" for evaluations, share in SHARES.items())
     rule = (
         f"of the best peer's Frechet distance at the same number of network evaluations at most: {shares}; and at 4 no more than "
-        "the best peer's at any. These are the models themselves, whose bounds are given below: every step they were trained with, "
-        "at temperature 1, at any correlation (1 draws no noise but the first, as the peers' samplers)."
+        "the best peer's at any: at temperature 1, of all steps that a model was trained with or fewer, at any correlation (1 draws no "
+        "noise but the first, as the peers' samplers). What is not the model whose bound is given below is called a sampler."
     )
     parts = [
         f"The target is, {rule}" if set_here else f"The target was set for Fashion-MNIST; by the same rule, {rule}"
     ]
     parts += [f"**Missed** {'; '.join(missed)}."] if missed else []
     parts += [f"Met {'; '.join(met)}."] if met else []
-    others = [words for _, words in ratios(found).values() if ", sampler" in words]
+    others = [words for _, words in ratios(found).values() if "at temperature" in words]
     if others:
-        parts.append(
-            f"With other samplers let in, which are not the models of the bounds (and no verdict): {'; '.join(others)}."
-        )
+        parts.append(f"With other temperatures let in (which is no verdict): {'; '.join(others)}.")
     return "\n\n".join(parts)
 
 

@@ -158,8 +158,8 @@ class Contender:
         if self.family in (
             "fixed bridge",
             "code, bridge",
-        ):  # they can leave out steps, but a draft needs a canvas after it
-            return tuple(n for n in EVALUATIONS if (1 if self.family == "fixed bridge" else 2) <= n <= self.horizon)
+        ):  # they can leave out steps; after a code the draft alone is one
+            return tuple(n for n in EVALUATIONS if n <= self.horizon)
         return (self.horizon,)
 
 

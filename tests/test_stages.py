@@ -140,6 +140,24 @@ def test_stages_that_can_skip_take_fewer_steps():
     assert two == [0, 2, 4, 6, 8]
 
 
+def test_as_few_steps_as_may_be_end_with_the_draft():
+    family = stages("code:1+bridge:3").eval()
+    assert family.path(1) == [0, 1]
+    assert family.path(2) == [0, 1, 4]
+    assert family.path(4) == [0, 1, 2, 3, 4]
+    with pytest.raises(goalgen.GoalgenError, match="must be 1 to 4, not 0"):
+        family.path(0)
+    with pytest.raises(goalgen.GoalgenError, match="must be 2 to 4, not 1"):
+        stages("latent:1+bridge:3", first_look=False).path(1)
+    model = goalgen.Model(family, configure(environment="code:1+bridge:3"), {}, torch.zeros(1, 8, 8), "ema")
+    draft, whole = model.sample(3, steps=1, guesses=True), model.sample(3, guesses=True)
+    assert torch.equal(draft.images, whole.guesses[0])  # the same draft that the rest of the bridge begins from
+    assert torch.equal(draft.images, draft.guesses[0])
+    assert (draft.network_evaluations, draft.sampler) == (1, "1 of 4 steps, the draft")
+    with pytest.raises(goalgen.GoalgenError, match="one step more"):
+        model.sample(3, steps=1, draw_pixels=True)
+
+
 @pytest.fixture(scope="module", params=["code:1+bridge:3", "code:1+latent:1+bridge:2", "proposals:2+bridge:2"])
 def spec(request):
     return request.param

@@ -135,6 +135,11 @@ class Family(Agents, ABC):
         return False
 
     @property
+    def drafts(self) -> bool:
+        """Whether, as a last stage, what its S-agent has in mind at its first step is an image worth showing: samples may end there."""
+        return False
+
+    @property
     def can_correlate(self) -> bool:
         """Whether samples may draw less noise and carry along more (see :meth:`goalgen.policies.Policy.correlated`)."""
         return False

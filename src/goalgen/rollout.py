@@ -130,6 +130,8 @@ class Samples:
     """(H, B, *action_shape), likewise"""
     guesses: list[Tensor]
     """images (B, C, height, width) that the S-agent had in mind on the way, at the steps at which it had one"""
+    draft: Tensor | None = None
+    """the image (B, C, height, width) that it had in mind at the end, where the path ends before the last step"""
 
 
 def even_path(horizon: int, count: int) -> list[int]:
@@ -157,7 +159,7 @@ def sample_rollout(
     Args:
         noise: from :func:`draw_noise`; with ``path`` its first rows are used.
         temperature: the policy is raised to the power 1 / temperature; 1 is the model itself.
-        path: steps to stop at, from 0 to H (see :func:`even_path`); unset: all of them.
+        path: steps to stop at, from 0 to H (see :func:`even_path`), or to an earlier one; unset: all of them.
         correlation: share of the noise of an action that is taken from the canvas (see
             :meth:`goalgen.policies.Policy.correlated`); 0 is the model itself.
 
@@ -181,4 +183,10 @@ def sample_rollout(
             state = advance(seen, action, decision.offer)
             states.append(state)
             actions.append(action)
-    return Samples(torch.stack(states), torch.stack(actions), [guess for guess in guesses if guess is not None])
+        draft = None
+        if path is not None and path[-1] < agents.horizon:
+            draft = agents.s_agent.in_mind(
+                agents.s_agent.decide(agents.see(path[-1], state, task.label, memory=task.memory))
+            )
+            guesses.append(draft)
+    return Samples(torch.stack(states), torch.stack(actions), [guess for guess in guesses if guess is not None], draft)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.data import from_unit, to_bytes
+from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.pictures import columns_for, film_strip, save_gif, save_png, tile, to_pil
 from goalgen.rollout import draw_noise, sample_rollout
@@ -82,6 +83,7 @@ class Wanted:
         parts = [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
         parts += [f"correlation {self.correlation:g}"] if self.correlation else []
         parts += [f"{len(self.path) - 1} of {horizon} steps"] if len(self.path) <= horizon else []
+        parts += ["the draft"] if self.path[-1] < horizon else []
         return ", ".join(parts) or "model"
 
     def task(self, block: int) -> Task:
@@ -104,7 +106,12 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
 
     Args:
         trained_start: the initial state that the model was trained with, for the label of another one.
+
+    Raises:
+        GoalgenError: pixels are to be drawn of a draft.
     """
+    if wanted.draw_pixels and wanted.path[-1] < family.horizon:
+        raise GoalgenError("--draw-pixels needs a last canvas, and so few --steps end with a draft; take one step more")
     first, num = wanted.first, wanted.num
     canvases: list[Tensor] = []
     files: list[dict[str, bytes]] = []
@@ -114,6 +121,8 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
         task = wanted.task(block).to(family.device)
         episodes = sample_rollout(family, task, noise, wanted.temperature, wanted.path, wanted.correlation)
         canvases.append(family.environment.canvases(episodes.states).cpu())
+        if episodes.draft is not None:
+            canvases[-1][-1] = episodes.draft.cpu()
         if wanted.draw_pixels:
             generator = rng.generator(wanted.seed, "sample pixels", block)
             canvases[-1][-1] = family.likelihood.draw(episodes.states[-1], generator).cpu()

@@ -100,6 +100,10 @@ class Bridge(Family):
         return True
 
     @property
+    def drafts(self) -> bool:
+        return self.s_agent.looks_first
+
+    @property
     def can_correlate(self) -> bool:
         return True
 

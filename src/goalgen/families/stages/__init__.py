@@ -102,15 +102,18 @@ class Stages(Family):
         return any(stage.can_correlate for stage in self.parts)
 
     def path(self, steps: int | None) -> list[int]:
-        """... with those left out that stages which can skip some are to leave out, each in proportion to its steps."""
+        """... with those left out that stages which can skip some are to leave out, each in proportion to its steps; as few as may
+        be leave out all of the last stage, of which the draft is shown."""
         if steps is None or not self.can_skip:
             return super().path(steps)
         fixed = sum(stage.horizon for stage in self.parts if not stage.can_skip)
         free = [stage.horizon for stage in self.parts if stage.can_skip]
-        if not fixed + len(free) <= steps <= self.horizon:
-            raise GoalgenError(
-                f"the number of sampling steps must be {fixed + len(free)} to {self.horizon}, not {steps}"
-            )
+        draft = self.parts[-1].drafts
+        least = fixed + len(free) - draft
+        if not least <= steps <= self.horizon:
+            raise GoalgenError(f"the number of sampling steps must be {least} to {self.horizon}, not {steps}")
+        if draft and steps == least:
+            return [step for step in self.path(steps + 1) if step <= self.environment.ends[-2]]
         shares = list(accumulate(free, initial=0))
         cut = [round(share * (steps - fixed) / shares[-1]) for share in shares]
         counts = iter([max(1, b - a) for a, b in pairwise(cut)])
