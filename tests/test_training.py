@@ -292,9 +292,22 @@ def launch(folder: Path, arguments: list[str], **extra: str) -> tuple[int, str, 
     return finish(subprocess.Popen(command, env=environment(**extra), **streams))
 
 
-def test_two_processes_learn_what_one_learns(tmp_path):
-    # The posterior agent's baseline is fitted by each process to its own rows; the greedy agent has none.
-    settings = {"gc_agent": "greedy", "max_steps": 20, "log_every": 7, "eval_every": 6, "checkpoint_every": 9}
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {
+            "gc_agent": "greedy"
+        },  # the posterior agent's baseline is fitted by each process to its own rows; this one has none
+        {
+            "environment": "code:1+bridge:2",
+            "code_size": 3,
+            "code_modes": 4,
+        },  # whose kept codes are those of all processes
+    ],
+    ids=["proposals", "stages"],
+)
+def test_two_processes_learn_what_one_learns(tmp_path, kind):
+    settings = {**kind, "max_steps": 20, "log_every": 7, "eval_every": 6, "checkpoint_every": 9}
     one, two = train(tiny_config(tmp_path / "one", **settings)).folder, tmp_path / "two"
     status, out, err = launch(tmp_path, ["train", *tiny_options(two, **settings)], ACCELERATE_USE_CPU="true")
     assert status == 0, err
