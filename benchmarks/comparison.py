@@ -138,7 +138,7 @@ def headline(data: str) -> str:
     results = read(f"compare_{data}")
     return (
         f"Frechet distances (lower is better) on {NAMES[data].partition(' (')[0]} after {results['seconds']:.0f} s of one thread, "
-        f"convolutional networks, as many operations for a training image: goalgen at 4 evaluations {mine[0]:.2f}; the best peer at 4 "
+        f"convolutional networks, as many operations for a training image: goalgen at 4 evaluations {mine[0]:.2f} ({mine[1].removeprefix('goalgen ')}); the best peer at 4 "
         f"{peer[0]:.2f} ({peer[1]}), the best peer at any number {any_peer[0][0]:.2f} ({any_peer[0][1]}, {any_peer[1]} evaluations)."
     )
 
