@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from runs import tiny_config
+from safetensors.torch import load_file
 
 import goalgen
 from goalgen.families import make
@@ -110,6 +111,9 @@ def test_a_run_goes_on_with_what_it_had_to_rehearse(tmp_path):
         assert torch.equal(a, b), name
     assert "revived_modes" in (tmp_path / "parts" / "log.jsonl").read_text()
     assert REHEARSED == 64 * 64
+    saved = load_file(tmp_path / "parts" / "last" / "model.safetensors")
+    assert not any("rehearsed" in name for name in saved)  # a saved model has no use for them, and they are large
+    assert set(saved) - {"start.image"} < set(one.family.state_dict())
 
 
 @pytest.mark.parametrize("modes", [1, 7])

@@ -101,6 +101,8 @@ class Family(Agents, ABC):
     """what ``--gc-agent`` may be, the default first; each is made from the plan and the environment"""
     pathwise: ClassVar[bool] = False
     """whether its GC-agents learn by the gradient that passes through them, as a stage before others"""
+    training_buffers: ClassVar[tuple[str, ...]] = ()
+    """buffers that only training needs: checkpoints have them, saved models do not"""
     least_validation: ClassVar[int] = 1
     """examples, at least, in a held-out estimate of the bound; few images are gone through again"""
 

@@ -39,6 +39,13 @@ class Saved:
     """which weights these are, "ema" or "raw" """
 
 
+def model_tensors(family: nn.Module) -> dict[str, Tensor]:
+    """What of a family's tensors a saved model holds: all but the buffers that only training needs."""
+    modules = family.named_modules()
+    left = {f"{at}.{name}" if at else name for at, part in modules for name in getattr(part, "training_buffers", ())}
+    return {name: tensor for name, tensor in family.state_dict().items() if name not in left}
+
+
 def save_model(
     folder: Path,
     config: Config,
@@ -58,13 +65,13 @@ def save_model(
     facts = {**extra, "shape": list(family.shape), "levels": family.levels, "num_labels": family.num_labels}
 
     def fill(temporary: Path) -> None:
-        tensors = dict(family.state_dict())
+        tensors = model_tensors(family)
         if start_image is not None:
             tensors["start.image"] = start_image
         metadata = {"weights": "ema" if raw is not None else str(extra.get("weights", "ema"))}
         save_tensors(temporary / "model.safetensors", tensors, metadata)
         if raw is not None:
-            save_tensors(temporary / "model.raw.safetensors", raw.state_dict(), {"weights": "raw"})
+            save_tensors(temporary / "model.raw.safetensors", model_tensors(raw), {"weights": "raw"})
         text = json.dumps({**to_dict(config), "facts": facts}, indent=2) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
 
@@ -94,8 +101,9 @@ def load_saved(folder: Path, weights: str = "ema") -> Saved:
         tensors, metadata = load_tensors(folder / "model.raw.safetensors")
     channels, height, width = facts["shape"]
     family = make(config, (channels, height, width), facts["levels"], num_labels=facts.get("num_labels", 0))
-    known = family.state_dict()
+    known, kept = family.state_dict(), model_tensors(family)
     tensors = {name: t for name, t in tensors.items() if t.numel() or name in known}  # empty ones: of earlier versions
+    tensors = {name: t for name, t in known.items() if name not in kept} | tensors
     try:
         family.load_state_dict(tensors)
     except RuntimeError as error:

@@ -178,6 +178,7 @@ class Code(Family):
     Settings = CodeSettings
     gc_agents = {"reader": ReaderGCAgent}  # noqa: RUF012 - more may be put in
     pathwise = True
+    training_buffers = ("rehearsed",)
     settings: CodeSettings
     s_agent: CodeSAgent
     rehearsed: Tensor
