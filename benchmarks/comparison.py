@@ -194,12 +194,18 @@ def compare(data: str, title: str) -> str:
     )  # fmt: skip
 
 
+def best_of(lines: Lines) -> Lines:
+    """One line of the best at every number of evaluations."""
+    points = {e: min((v[e] for v in lines.values() if e in v), key=mean) for v in lines.values() for e in v}
+    return {"best": points}
+
+
 def draw_comparison(data: str, title: str) -> None:
     """Write docs/pictures/compare-DATA.png."""
     found = lines_of(rows := read(f"compare_{data}")["rows"])
     if not rows:
         return
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8.5, 4), layout="constrained")
     axes = figure.subplots()
 
     def points(lines: Lines) -> tuple[list[int], list[float]]:
@@ -208,10 +214,12 @@ def draw_comparison(data: str, title: str) -> None:
 
     for family, colour in COMPARED.items():
         mine = {name: values for name, values in found.items() if name.startswith(family) and "one mode" not in name}
-        for sampler in sorted({name.partition(", ")[2] for name in mine}):  # none, the model itself, comes first
-            some = {name: values for name, values in mine.items() if name.partition(", ")[2] == sampler}
+        for sampler in sorted({name.partition(", sampler")[2] for name in mine}):  # none, the model itself, comes first
+            some = {name: values for name, values in mine.items() if name.partition(", sampler")[2] == sampler}
+            if sampler and "temperature" not in sampler:  # of the several models of a family the one that takes it best
+                some = best_of(some)
             style = "-." if "temperature" in sampler else ":" if sampler else "-"
-            label = f"{family}, {sampler}" if sampler else family
+            label = f"{family}{sampler}" if sampler else family
             axes.plot(*points(some), style, marker="o", color=colour, label=label)
     peers = {name: values for name, values in found.items() if not name.startswith("goalgen")}
     for marker, (name, values) in zip(cycle("sv^Dx*Ph+1"), peers.items(), strict=False):
@@ -221,7 +229,7 @@ def draw_comparison(data: str, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="Frechet distance", title=title)
     axes.set_xticks([int(e) for e in EVALUATIONS], list(EVALUATIONS))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, ncols=2)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(PICTURES / f"compare-{data}.png", dpi=110)
 
 

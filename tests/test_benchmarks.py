@@ -88,10 +88,9 @@ def test_rows_of_another_length_do_not_join_a_file(begun):
     assert begun == [0, 1]
     assert seeds_there() == [0]
     assert [row["seed"] for row in report.read("compare_digits_5s")["rows"]] == [1]
-    with pytest.raises(
-        SystemExit, match="have num_test 9"
-    ):  # what is not in a file's name must be the same for all its rows
-        report.write("compare_digits", {**report.read("compare_digits"), "num_test": 9})
+    # What is not in a file's name must be the same for all its rows.
+    report.write("compare_digits", {**report.read("compare_digits"), "num_test": 9})
+    with pytest.raises(SystemExit, match="have num_test 9"):
         run((2,))
 
 
