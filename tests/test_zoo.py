@@ -18,10 +18,9 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "zoo.json"
 
 def test_the_zoo_has_what_the_results_speak_of():
     rows = json.loads(RESULTS.read_text())["rows"]
-    assert [row["name"] for row in rows] == zoo_names()
-    assert "digits" in zoo_names()
+    assert sorted(row["name"] for row in rows) == zoo_names() == ["avatars", "digits", "fashion_mnist"]
     for row in rows:
-        assert row["bytes"] == (FOLDER / row["name"] / "model.safetensors").stat().st_size < 10e6
+        assert row["bytes"] == (FOLDER / row["name"] / "model.safetensors").stat().st_size < 3e6
         assert str(Path.home()) not in (FOLDER / row["name"] / "config.json").read_text()
 
 
