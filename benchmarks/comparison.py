@@ -44,10 +44,10 @@ def sampler_name(contender: str, sampler: str, evaluations: str) -> str:
     """Whose numbers these are. What is not sampled as it was trained, every step at temperature 1, is another sampler."""
     method, *other = re.split(r", (?=temperature|correlation)", sampler)
     name = contender if method == "goalgen" else method  # a peer is called as its sampler
-    if other:
-        return f"{name}, sampler at {other[0]}"
+    how = [f"at {what}" for what in other]
     steps = re.search(r"H=(\d+)", name)
-    return f"{name}, sampler of fewer steps" if steps and steps[1] != evaluations else name
+    how += ["of fewer steps"] if steps and steps[1] != evaluations else []
+    return f"{name}, sampler {', '.join(how)}" if how else name
 
 
 def lines_of(rows: Rows) -> Lines:
@@ -125,11 +125,11 @@ def verdict(found: Lines, set_here: bool) -> str:
 
 
 def headline(data: str) -> str:
-    """For README: goalgen at four evaluations, and the best peer at four and at any number."""
+    """For README: goalgen at four evaluations, the model itself, and the best peer at four and at any number."""
     rows: Rows = read(f"compare_{data}")["rows"]
     if not rows:
         return ""
-    models = of_the_model(lines_of(rows))
+    models = {name: values for name, values in lines_of(rows).items() if ", sampler" not in name}
     numbers = {e: (best(models, e, True), best(models, e, False)) for e in EVALUATIONS}
     mine, peer = numbers["4"]
     any_peer = min((b, e) for e, (_, b) in numbers.items() if b)
@@ -138,7 +138,7 @@ def headline(data: str) -> str:
     results = read(f"compare_{data}")
     return (
         f"Frechet distances (lower is better) on {NAMES[data].partition(' (')[0]} after {results['seconds']:.0f} s of one thread, "
-        f"convolutional networks, as many operations for a training image: goalgen at 4 evaluations {mine[0]:.2f} ({mine[1].removeprefix('goalgen ')}); the best peer at 4 "
+        f"convolutional networks, as many operations for a training image, {seeds(rows)}: goalgen at 4 evaluations {mine[0]:.2f} ({mine[1].removeprefix('goalgen ')}); the best peer at 4 "
         f"{peer[0]:.2f} ({peer[1]}), the best peer at any number {any_peer[0][0]:.2f} ({any_peer[0][1]}, {any_peer[1]} evaluations)."
     )
 

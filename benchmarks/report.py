@@ -332,11 +332,12 @@ def readme(text: str, headline: str) -> str:
     rows = []
     results: Rows = read("demo")["rows"]
     if results:
-        rows.append(["digits, 120 s (`make demo`)", cell(r["bits_per_dim"] for r in results),
+        rows.append(["digits, 120 s of two threads (`make demo`)", cell(r["bits_per_dim"] for r in results),
                      cell((r["frechet_distance"] for r in results), 2), f"{results[0]['frechet_reference']:.2f}"])  # fmt: skip
     for data, title in PICTURED.items():
         for row in read(f"defaults_{data}")["rows"]:
-            rows.append([f"{title.partition(' (')[0]}, {row['seconds'] / 60:.0f} min", f"{row['bits_per_dim']:.3f}",
+            threads = "one thread" if row["threads"] == 1 else f"{row['threads']} threads"
+            rows.append([f"{title.partition(' (')[0]}, {row['seconds'] / 60:.0f} min of {threads}", f"{row['bits_per_dim']:.3f}",
                          f"{row['frechet_distance']:.2f}", f"{row['frechet_reference']:.2f}"])  # fmt: skip
     head = ["held-out images", "bound, bits/dim", "Frechet distance", "of held-out images"]
     note = "Frechet distances in the features of a small classifier, not Inception."
