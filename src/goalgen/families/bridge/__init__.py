@@ -166,9 +166,7 @@ class Bridge(Family):
         Args:
             before: mean and standard deviation of q's canvas at steps above 0.
         """
-        if (
-            self.gc_agent.follows_schedule and not self.s_agent.free
-        ):  # the squared error that (10) and (25) come down to
+        if self.gc_agent.follows_schedule and not self.s_agent.free:  # what (10) and (25) come down to
             return 0.5 * self.environment.schedule.gain(seen.h, seen.to) * squared_error(told.goal, look.guess)
         q = self.gc_agent.first_step(told)
         if (seen.h > 0).any():

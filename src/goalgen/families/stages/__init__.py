@@ -50,11 +50,12 @@ class Stages(Family):
     def __init__(self, plan: Plan) -> None:
         settings, steps = self.split(plan)
         stages, known = [], list(accumulate(self.left(settings, steps), initial=0))
-        for k, (kind, own, count) in enumerate(zip(self.kinds, settings, steps, strict=True)):
-            told = known[k] if count == 1 else known[k + 1]  # of its own only what earlier steps of it have left
-            network = dataclasses.replace(plan.network, horizon=count, memory=told)
+        # Of what a stage itself leaves only earlier steps of it have left something.
+        told = [known[k] if count == 1 else known[k + 1] for k, count in enumerate(steps)]
+        for kind, own, count, memory in zip(self.kinds, settings, steps, told, strict=True):
+            network = dataclasses.replace(plan.network, horizon=count, memory=memory)
             stages.append(kind(dataclasses.replace(plan, settings=own, network=network, gc_agent=agent_of(kind, plan))))  # type: ignore[call-arg]
-        environment = StagesEnvironment(stages, plan.shape, known)
+        environment = StagesEnvironment(stages, plan.shape, known, told)
         super().__init__(plan, environment, StagesSAgent(), StagesGCAgent(), LastLikelihood(environment))
         self.stages = nn.ModuleList(stages)
 

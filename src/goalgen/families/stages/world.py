@@ -107,13 +107,16 @@ class StagesEnvironment(Environment):
         stages: the families. They are kept aside, as their weights are listed with the families themselves.
         shape: (C, height, width) of a canvas.
         known: numbers in memory before each stage, and after the last.
+        told: numbers of it that the networks of each stage read.
     """
 
     action_space: ActionSpace
 
-    def __init__(self, stages: Sequence[Family], shape: tuple[int, int, int], known: Sequence[int]) -> None:
+    def __init__(
+        self, stages: Sequence[Family], shape: tuple[int, int, int], known: Sequence[int], told: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.stages, self.shape, self.known = tuple(stages), shape, tuple(known)
+        self.stages, self.shape, self.known, self.told = tuple(stages), shape, tuple(known), tuple(told)
         self.ends = list(accumulate(stage.horizon for stage in stages))
         self.horizon = self.ends[-1]
         self.room = max(prod(stage.environment.state_shape) for stage in stages)
@@ -161,8 +164,7 @@ class StagesEnvironment(Environment):
         """The stage of a step, and what its agents see there."""
         stage, first = self.place(seen.step)
         state, memory = self.own(stage, seen.state), self.memory(seen.state)
-        told = self.known[stage] if self.stages[stage].horizon == 1 else self.known[stage + 1]
-        memory = memory[:, :told] if told and memory is not None else None
+        memory = memory[:, : self.told[stage]] if self.told[stage] and memory is not None else None
         return stage, self.stages[stage].see(seen.step - first, state, seen.label, seen.next_step - first, memory)
 
     def transition(self, h: Tensor, state: Tensor, action: Tensor, offer: Offer) -> Tensor:
