@@ -7,7 +7,8 @@ from pathlib import Path
 
 import contenders
 import torch
-from contenders import Contender, Job, Options, Row, train_goalgen, weights_of
+from contenders import Contender, Job, Options, Row, weights_of
+from fitting import train_goalgen
 from quality import TIMED, quality
 from torch import Tensor
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import report
-from contenders import RUNS, Job, Options, Row, Stopped
+from contenders import RUNS, Job, Options, Row
 from experiments import EXPERIMENTS
+from fitting import Stopped
 from report import read, write
 
 FIRST_TRIAL_SEED = 100

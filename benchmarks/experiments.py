@@ -15,7 +15,8 @@ import contenders
 import timing
 import torch
 from ablation import ABLATED, ablation
-from contenders import RUNS, SETUPS, Contender, Job, Options, Row, train_goalgen, weights_of
+from contenders import RUNS, SETUPS, Contender, Job, Options, Row, weights_of
+from fitting import splits_of, train_goalgen
 from folders import FOLDERS, folder
 from quality import TIMED, quality
 from report import APART, PICTURES, RESULTS
@@ -81,7 +82,7 @@ def compare_peer(contender: Contender, seed: int, options: Options, folder: Path
 
     setup = SETUPS[options.data]
     training = configure(data=contenders.data_folder(options.data), **setup.training, max_seconds=options.seconds)
-    splits = contenders.splits_of(training.data, options)
+    splits = splits_of(training.data, options)
     torch.manual_seed(rng.derive_seed(seed, "weights"))
     peer = contenders.build(contender, setup, {}, contenders.width_of(contender, options.data, options.equal))
     fitted = peers.fit(peer, splits.train, training.training, seed)

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import torch
-from contenders import PROPOSALS, RUNS, Job, Options, Row, train_goalgen
+from contenders import PROPOSALS, RUNS, Job, Options, Row
+from fitting import train_goalgen
 from torch import Tensor
 
 from goalgen import load, load_data, rng

@@ -18,7 +18,8 @@ import bench  # noqa: E402
 import comparison  # noqa: E402
 import contenders  # noqa: E402
 import report  # noqa: E402
-from contenders import Options, splits_of  # noqa: E402
+from contenders import Options  # noqa: E402
+from fitting import splits_of  # noqa: E402
 
 from goalgen import DataConfig, load_data  # noqa: E402
 

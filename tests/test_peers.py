@@ -21,6 +21,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("torchcfm")
 
 import contenders  # noqa: E402
+import fitting  # noqa: E402
 import peers  # noqa: E402
 import timing  # noqa: E402
 from contenders import ON_DIGITS, ON_LARGER, SETUPS, Contender, contenders_on  # noqa: E402
@@ -273,6 +274,6 @@ def test_a_pixelcnn_sees_what_comes_before_and_its_probabilities_sum_to_one():
 def test_where_nothing_is_said_the_benchmark_trains_what_goalgen_chooses(tmp_path):
     splits = load_data(DataConfig())
     config = configure(out=tmp_path / "run", max_steps=2, quiet=True)
-    model, _ = contenders.fit(config, splits)
+    model, _ = fitting.fit(config, splits)
     chosen, _ = suited(splits.train.shape, len(splits.train), False)
     assert (model.config.model.environment, model.config.model.width) == (chosen["environment"], chosen["width"])

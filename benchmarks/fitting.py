@@ -1,0 +1,62 @@
+"""The images of a run, and goalgen trained on them as ``goalgen train`` does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from contenders import Options, Row, as_options, data_folder
+
+from goalgen import configure, load, load_data, rng
+from goalgen.choice import choose, is_open
+from goalgen.config import Config, DataConfig
+from goalgen.data import Splits
+from goalgen.model import Model
+from goalgen.settings import complete
+from goalgen.training.loop import Trainer
+from goalgen.training.preparation import check_config, prepare_folder
+
+
+class Stopped(Exception):
+    """A signal ended the training before its time; the same row goes on from there."""
+
+
+def splits_of(data: DataConfig, options: Options) -> Splits:
+    """The images, the first so many test images among them. A trial is measured on training images that are held out of the
+    training and of the choice of a checkpoint, as many as there are test images; the test images are out of its reach."""
+    splits = load_data(dataclasses.replace(data, limit=None) if options.trial else data)
+    test, train = splits.test, splits.train
+    if options.trial:
+        order = torch.randperm(len(train), generator=rng.generator(0, "images of trials"))
+        count = min(len(test), options.num_test or len(train) // 2)
+        test, train = train.subset(order[:count]), train.subset(order[count:][: data.limit])
+    return dataclasses.replace(
+        splits, train=train, test=test.subset(range(min(options.num_test or len(test), len(test))))
+    )
+
+
+def fit(config: Config, splits: Splits) -> tuple[Model, Row]:
+    """Train, or go on, as ``goalgen train`` does. Returns the best model, and how the training went."""
+    check_config(config)
+    if is_open(config):
+        config, _ = choose(config, splits, torch.cuda.is_available())
+    config = complete(config)
+    prepare_folder(config)
+    outcome = Trainer(config, splits).run()
+    if outcome.interrupted:
+        raise Stopped
+    return load(config.out), {"steps": outcome.step, "seconds": outcome.seconds}
+
+
+def train_goalgen(
+    folder: Path, options: Options, seed: int, settings: Row, preset: str | None = None
+) -> tuple[Model, Splits, Row]:
+    """The model of some settings, the images, and how it went: steps, seconds and the command that does the same."""
+    given = {"data": data_folder(options.data), "seed": seed, "max_seconds": options.seconds}
+    config = configure(preset, **settings, **given, out=folder, quiet=True, picture_every=0)
+    splits = splits_of(config.data, options)
+    model, went = fit(config, splits)
+    given["data"] = options.data if options.data == "digits" else f"DATA/{options.data}"
+    words = [*(["--preset", preset] if preset else []), *as_options({**settings, **given})]
+    return model, splits, {**went, "command": " ".join(["goalgen train", *words])}
