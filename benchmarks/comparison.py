@@ -189,6 +189,7 @@ def compare(data: str, title: str) -> str:
     return fill(
         "compare of data", trained, title=title, data=data, verdict=verdict(found, data.startswith("fashion")), first=first,
         distances=table(["", *EVALUATIONS], distances), level=level, reached=reached, seconds=results["seconds"],
+        remark=results.get("remark", ""),
         others=table(["", "evaluations", *(words for words, _ in METRICS.values())], others), seeds=seeds(rows),
         about=about(results, f"compare --data {data.replace('_operations', ' --equal operations').replace('_weights', ' --equal weights').removesuffix('_600s')}"),
     )  # fmt: skip
