@@ -98,6 +98,9 @@ class TrainingConfig:
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision of the networks; the bound itself is always float32. auto: bf16 where it is faster, that is on GPUs
     that support it, and on CPUs that do for a million weights or more."""
+    compile: bool = False
+    """Compile the networks (torch.compile): the first steps take a minute, the others less time where launching kernels is what
+    takes it, that is for small networks on a GPU. Needs a C++ compiler; a resumed run is then the same but for rounding."""
     augment: bool = False
     """Shift training images by up to one pixel in each direction."""
     eval_every: int = 200

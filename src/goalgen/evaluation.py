@@ -156,6 +156,7 @@ def measure_samples(model: Model, data: Splits, how: Measurement, given: Given) 
     quality = sample_quality(
         drawn.batches(count), train, data.test.images, model.levels, extractor, train_fingerprint=fingerprint,
         num_samples=count,
+        device=model.device if model.device.type == "cuda" else "cpu",
     )  # fmt: skip
     return quality, drawn
 

@@ -43,21 +43,31 @@ class Reference:
         kernel: mean of the kernel over pairs of the manifold.
     """
 
-    def __init__(self, images: Tensor, levels: int, features: Features, fingerprint: str) -> None:
+    def __init__(
+        self, images: Tensor, levels: int, features: Features, fingerprint: str, device: str | torch.device = "cpu"
+    ) -> None:
         """Load it from the cache, or compute and store it; the arguments are those of :func:`sample_quality`."""
-        self.features, self.levels, self.images = features, levels, images
+        self.features, self.levels, self.images, self.device = features, levels, images, device
         self.depends_on = (features.key, levels, tuple(images.shape), fingerprint)
         key = cache_key("reference", *self.depends_on)
         rows = load_or_make("reference", key, lambda: {"features": features(images, levels)})["features"]
         self.moments = FeatureMoments.of(rows, "training features")
-        self.manifold = manifold = choose(rows, MANIFOLD_ROWS)
+        self.manifold = manifold = choose(rows, MANIFOLD_ROWS).to(device)
 
         def neighbours() -> dict[str, Tensor]:
             kernel = torch.tensor(kernel_mean(manifold), dtype=torch.float64)
-            return {"radii3": squared_radii(manifold, 3), "radii5": squared_radii(manifold, 5), "kernel": kernel}
+            return {
+                "radii3": squared_radii(manifold, 3).cpu(),
+                "radii5": squared_radii(manifold, 5).cpu(),
+                "kernel": kernel,
+            }
 
         found = self._load_or_make("neighbours", neighbours)
-        self.radii3, self.radii5, self.kernel = found["radii3"], found["radii5"], float(found["kernel"])
+        self.radii3, self.radii5, self.kernel = (
+            found["radii3"].to(device),
+            found["radii5"].to(device),
+            float(found["kernel"]),
+        )
 
     def _load_or_make(self, kind: str, make: Callable[[], dict[str, Tensor]], *more: str) -> dict[str, Tensor]:
         return load_or_make(kind, cache_key(kind, QUALITY_VERSION, *self.depends_on, *more), make)
@@ -83,10 +93,10 @@ class Reference:
                 break
         if seen < count:
             raise GoalgenError(f"{count} samples were to come, and only {seen} did; give as many as num_samples says")
-        few, pixels = torch.cat(rows), torch.cat(images).flatten(1)
+        few, pixels = torch.cat(rows).to(self.device), torch.cat(images).flatten(1).to(self.device)
         precision, recall = precision_recall(self.manifold, few, 3, self.radii3)
         density, coverage = density_coverage(self.manifold, few, 5, self.radii5)
-        nearest = float(nearest_rows(pixels, self.images.flatten(1))[0].mean())
+        nearest = float(nearest_rows(pixels, self.images.flatten(1).to(self.device))[0].mean())
         return {
             "frechet_distance": frechet_distance(moments, self.moments),
             # Unbiased, so a part of the training images changes its noise and not its expectation.
@@ -119,6 +129,7 @@ def sample_quality(
     *,
     train_fingerprint: str,
     num_samples: int,
+    device: str | torch.device = "cpu",
 ) -> dict[str, float | str | int]:
     """Measure samples against the training images, and held-out images in the same way as the reference.
 
@@ -133,6 +144,7 @@ def sample_quality(
         features: see :func:`goalgen.metrics.make_features`.
         train_fingerprint: identifies the training images for the cache.
         num_samples: how many samples come in all, at least 6.
+        device: where distances between all pairs are computed, in float64.
 
     Returns:
         frechet_distance, kernel_distance (in squared units of the features), precision, recall, density,
@@ -147,7 +159,7 @@ def sample_quality(
         if count < LEAST_IMAGES:
             raise GoalgenError(f"sample quality needs at least {LEAST_IMAGES} {name}, not {count}")
     n = min(num_samples, len(held_out))
-    reference = Reference(train, levels, features, train_fingerprint)
+    reference = Reference(train, levels, features, train_fingerprint, device)
     mine = reference.measure(samples, n)
     theirs = reference.measure_held_out(choose(held_out, n))
     about: dict[str, float | str | int] = {"features": features.name, "num_samples": n, "num_reference": len(train)}

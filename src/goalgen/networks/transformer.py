@@ -72,7 +72,8 @@ class TransformerTrunk(Trunk):
 
     def forward(self, h: Tensor, image: Tensor, label: Tensor | None = None, memory: Tensor | None = None) -> Middle:
         condition = self.condition(h, label, memory)
-        x = self.input(image).flatten(2).transpose(1, 2) + self.place  # (B, P, width)
+        x = self.input(image).flatten(2).transpose(1, 2)  # (B, P, width)
+        x = x + self.place.to(x.dtype)  # in autocast a sum with float32 would leave half precision for good
         if self.recall is not None:
             x = x + self.recall(memory)
         for block in self.blocks:

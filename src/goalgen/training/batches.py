@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -59,9 +60,19 @@ class Batches:
         self.order = BatchOrder(len(train), size // self.episodes, config.seed)
         self.names = train.names if start.pairs_with(train.names) else None
         self.rows = slice(rank * size // world, (rank + 1) * size // world)
+        self.maker = ThreadPoolExecutor(1, "batches")  # starts no thread until it is asked to
+        self.coming: dict[int, Future[Batch]] = {}
 
     def __call__(self, step: int) -> Batch:
-        """The batch of optimiser step ``step`` (counted from 0)."""
+        """The batch of optimiser step ``step`` (counted from 0). Where a GPU computes, the next one is made meanwhile."""
+        if self.family.device.type == "cpu":
+            return self.make(step)
+        batch = self.coming.pop(step).result() if step in self.coming else self.make(step)
+        self.coming = {step + 1: self.maker.submit(self.make, step + 1)}
+        return batch
+
+    def make(self, step: int) -> Batch:
+        """A function of the step alone, whenever and on whichever thread it is called."""
 
         def stream(name: str) -> torch.Generator:
             return rng.generator(self.config.seed, name, step)

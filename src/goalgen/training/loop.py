@@ -32,7 +32,7 @@ from goalgen.training.batches import Batches, conditional_on, mean_image
 from goalgen.training.checkpoints import Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log
-from goalgen.training.machine import StopSignal, choose_precision, make_accelerator, seed_dropout
+from goalgen.training.machine import StopSignal, choose_precision, compile_networks, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
 from goalgen.training.preparation import check_config, count_labels, prepare_folder
 from goalgen.training.validation import draw_snapshot, validation_bound
@@ -96,7 +96,9 @@ class Trainer:
             self.accelerator.process_index, self.accelerator.num_processes,
         )  # fmt: skip
         self.family: Family = family.to(self.accelerator.device)
-        self.ema = EMA(family, self.settings.ema or 0.0)
+        self.ema = EMA(family, self.settings.ema or 0.0)  # a copy that is not compiled
+        if self.settings.compile:
+            compile_networks(family)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # newer torch has another word for it
             self.learner, self.optimizer = self.accelerator.prepare(family, make_optimizer(family, self.settings))

@@ -17,6 +17,7 @@ from torch import nn
 
 from goalgen.config import Config
 from goalgen.errors import GoalgenError
+from goalgen.networks import Top, Trunk
 from goalgen.training.log import JSONLTracker
 
 BF16_WEIGHTS, BF16_OPERATIONS = 1_000_000, 10_000_000
@@ -71,6 +72,13 @@ def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 numbers itself."""
     check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(check is not None and check())
+
+
+def compile_networks(module: nn.Module) -> None:
+    """Compile every trunk and top in place, from its first call on; names of weights stay."""
+    for part in module.modules():
+        if isinstance(part, (Trunk, Top)):
+            part.compile()
 
 
 def seed_dropout(seed: int) -> None:

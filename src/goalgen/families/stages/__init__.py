@@ -129,8 +129,11 @@ class Stages(Family):
     def draw(self, batch: int, streams: Streams) -> Draws:
         """Noise of the steps before the last stage, and whatever the last one draws."""
         last = self.parts[-1].draw(batch, lambda name: streams(f"last stage {name}"))
-        first = draw_noise(self.environment, batch, streams("actions"))[: self.environment.ends[-2]]
-        return {"before": first, **last}
+        space, generator = self.environment.action_space, streams("actions")
+        if isinstance(space, Flat):  # the last stage's actions may want many more numbers
+            space = Flat(space.spaces[:-1])
+        first = [space.noise(batch, generator) for _ in range(self.environment.ends[-2])]
+        return {"before": torch.stack(first), **last}
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
         """Episodes of the stages before the last, whose states the last one learns from in its own way. (Equation 29)"""
