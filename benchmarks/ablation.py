@@ -9,7 +9,7 @@ import contenders
 import torch
 from contenders import Contender, Job, Options, Row, weights_of
 from fitting import train_goalgen
-from quality import TIMED, quality
+from quality import TIMED, quality, sampling_speed
 from torch import Tensor
 
 from goalgen import rng
@@ -47,14 +47,14 @@ def ablation(job: Job, options: Options, folder: Path) -> Row:
         (model.sample(min(256, count - i), first=i).levels for i in range(0, count, 256)),
         count,
         splits,
-        lambda: model.sample(TIMED),
     )
+    numbers["sampled_images_per_second"] = sampling_speed(lambda: model.sample(TIMED))
     bound = model.nll_bound(test.images)
     row = {"bits_per_dim": float(model.bits_per_dim(bound.total.mean())), "kl_nats": bound.kl.mean(1).tolist(), **numbers,
            "trained_steps": went["steps"], "parameters": weights_of(model.family), "operations": contenders.operations_of(model.family),
            "command": went["command"]}  # fmt: skip
     if settings["environment"].startswith("code"):
-        told = quality(from_codes(model, test.images), count, splits, lambda: None)
+        told = quality(from_codes(model, test.images), count, splits)
         row["frechet_distance_from_gc_codes"] = told["frechet_distance"]
     return row
 

@@ -102,10 +102,12 @@ def run(name: str, options: Options, at_once: int = 0, threads: int = 0, only: l
     print(f"{file}: {len(waiting)} of {len(wanted)} rows to measure", file=sys.stderr)
     if waiting:
         head = {"machine": report.machine(experiment.packages), **head}
-        measure(name, options, waiting, head, at_once or experiment.at_once, piece)
+        measure(name, options, waiting, head, at_once or experiment.at_once, piece, again)
 
 
-def measure(name: str, options: Options, waiting: list[Job], head: Row, at_once: int, piece: float) -> None:
+def measure(
+    name: str, options: Options, waiting: list[Job], head: Row, at_once: int, piece: float, again: bool = False
+) -> None:
     """Measure rows, so many at a time, each in a process of its own."""
     experiment, file = EXPERIMENTS[name], EXPERIMENTS[name].file(options)
     running: dict[subprocess.Popen[bytes], tuple[Job, Path]] = {}
@@ -116,7 +118,7 @@ def measure(name: str, options: Options, waiting: list[Job], head: Row, at_once:
             while waiting and not stopped and not failed and len(running) < at_once:
                 job = waiting.pop(0)
                 folder = RUNS / file / (re.sub(r"[^\w.=]+", "-", "-".join(str(v) for v in job.values())) or "all")
-                if not experiment.keeps:
+                if again or not (experiment.keeps or (folder / "trained.json").exists()):
                     shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, exist_ok=True)
                 running[start(name, job, options, folder, head["threads"])] = (job, folder)
@@ -235,7 +237,7 @@ def write_report(check: bool) -> None:
     """Write docs/benchmarks.md, the table in README.md and the plots, or see whether both pages are what the results say."""
     import comparison
 
-    compare = report.of_data("compare", comparison.PARTS, comparison.compare)
+    compare = report.of_data("compare", comparison.parts(), comparison.compare)
     curve = report.of_data("curve", report.NAMES, comparison.curve)
     report.write_pages(compare, curve, comparison.headline("fashion_mnist"), check)
     if not check:
@@ -273,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
         "--trial", action="store_true", help="choose settings: on validation images, with other seeds, unreported"
     )
     one.add_argument("--device", choices=["cpu", "cuda"])
-    one.add_argument("--network", choices=["mlp", "unet"], help="speed, time")
+    one.add_argument("--network", choices=["mlp", "unet", "transformer"], help="speed, time")
     one.add_argument("--weights", type=int, help="speed, time: of the network")
     one.add_argument("--batch", type=int, help="speed, time, cost")
     one.add_argument("--width", type=int, help="cost: of the network")
@@ -281,6 +283,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=0, help="of each")
     one.add_argument(
         "--piece", type=float, default=float("inf"), help="stop after so many seconds; the same command goes on"
+    )
+    one.add_argument(
+        "--only-train", action="store_true", help="compare: train and time, keep the models; a later call measures them"
+    )
+    one.add_argument(
+        "--measure-on", choices=["cpu", "cuda"], help="compare: where samples are drawn to be measured (unset: cpu)"
     )
     one.add_argument("--again", action="store_true", help="measure rows that are there, too")
     commands.add_parser("suite", help="what fits a laptop, in two or three hours, and the pages")

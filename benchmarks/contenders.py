@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,10 @@ class Options:
     weights: int = 3_000_000
     batch: int = 64
     width: int = 32
+    only_train: bool = False
+    """train and time, and leave the measuring to another call, perhaps on another machine"""
+    measure_on: str = "cpu"
+    """where samples are drawn to be measured; what was trained here or elsewhere"""
 
 
 # data sets ----------------------------------------------------------------------------------------------------------
@@ -89,7 +93,19 @@ LARGER = Setup(
 )  # fmt: skip
 """Convolutions, and what `goalgen train` does by itself. The peers have the same batch, rate and average of weights; of the rates 2e-3
 and 4e-3, tried for flow matching alone, this was the better for it, too."""
-SETUPS = {"digits": DIGITS, "fashion_mnist": LARGER, "mnist": LARGER}
+AVATARS = replace(LARGER, shape=(3, 16, 16), operations=71_000_000)
+PHOTOGRAPHS = replace(LARGER, shape=(3, 32, 32), operations=72_500_000)
+SETUPS = {"digits": DIGITS, "fashion_mnist": LARGER, "mnist": LARGER, "avatars": AVATARS, "cifar10": PHOTOGRAPHS}
+"""Operations are those of goalgen at its own width and four evaluations."""
+ON_GPU = {"cifar10": replace(PHOTOGRAPHS, model={"network": "unet", "depth": 2}, operations=455_000_000,
+                             training=LARGER.training | {"batch_size": 256})}  # fmt: skip
+"""As `goalgen train` chooses it where there is a GPU."""
+
+
+def setup_of(data: str, device: str = "cpu") -> Setup:
+    """The setup of a data set, on a machine with a GPU perhaps another."""
+    return (ON_GPU if device == "cuda" else SETUPS)[data]
+
 
 OTHER_TEMPERATURE: dict[str, dict[str, float]] = {"digits": {"bridge": 1.5}}
 """Of another sampler that is measured too; at 1 it is the model. Chosen by trials of one or two seeds (of 0.5, 0.7, 0.85, 1, 1.2, 1.5,
@@ -115,7 +131,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "proposals": {"environment": "proposals"},
     "reveal": {"environment": "reveal"},
     "reveal, raster": {"environment": "reveal", "reveal_order": "raster"},
-    "code, bridge": {"gc_agent": "fixed", "discount": 2.0, "log_snr": (-1.0, 4.0), "code_size": 32},
+    "code, bridge": {"gc_agent": "fixed", "discount": 2.0, "log_snr": (-1.0, 4.0)},
 }
 
 EVALUATIONS = (1, 2, 4, 8, 16, 50)
@@ -155,7 +171,10 @@ class Contender:
         return (self.horizon,)
 
 
-PEERS = {name: Contender(peer=name) for name in ("VAE", "diffusion", "diffusion (x0)", "flow matching")}
+PEERS = {
+    name: Contender(peer=name)
+    for name in ("VAE", "diffusion", "diffusion (x0)", "flow matching", "flow matching (plain)")
+}
 ONE_BY_ONE = {
     "PixelCNN": Contender(peer="PixelCNN"),
     "goalgen reveal, raster H=784": Contender("reveal, raster", 784),
@@ -196,7 +215,8 @@ def settings_of(contender: Contender, setup: Setup) -> dict[str, Any]:
     found = {**FAMILIES[contender.family], **setup.model, **setup.training, "horizon": horizon}
     if contender.family == "code, bridge":  # H network evaluations: the draft, and every canvas of the bridge
         del found["horizon"]
-        return {**found, "environment": f"code:1+bridge:{horizon - 1}", "code_modes": setup.modes}
+        sizes = {"code_size": 32 * setup.shape[0], "code_modes": setup.modes}
+        return {**found, "environment": f"code:1+bridge:{horizon - 1}", **sizes}
     if contender.settled_for == "samples" and contender.family == "latent":
         found["latent_modes"] = setup.modes if contender.modes and horizon == 1 else 1
         if setup.model["network"] == "mlp":
@@ -254,12 +274,14 @@ def operations_of(module: nn.Module) -> dict[str, int]:
     if isinstance(module, Family):
         return count_operations(module)
     image, generator = torch.zeros(1, *module.shape), torch.Generator().manual_seed(0)
-    with torch.no_grad(), FlopCounterMode(display=False) as sample:
-        drawn = module.draw(module.samplers[0], 1, image, generator)
     with torch.no_grad(), FlopCounterMode(display=False) as train:
         module.loss(image, generator, 0)
     each = train.get_total_flops()
-    return {"sample": sample.get_total_flops() if drawn is not None else each * image[0].numel(), "train": each}
+    if not module.can_draw(module.samplers[0], 1):  # a pixel at a time
+        return {"sample": each * image[0].numel(), "train": each}
+    with torch.no_grad(), FlopCounterMode(display=False) as sample:
+        module.draw(module.samplers[0], 1, image, generator)
+    return {"sample": sample.get_total_flops(), "train": each}
 
 
 def fit_width(amount: Callable[[int], int], target: int, what: str, multiple: int = 2, tolerance: float = 0.05) -> int:
@@ -284,9 +306,9 @@ def fit_width(amount: Callable[[int], int], target: int, what: str, multiple: in
 
 
 @cache
-def width_of(contender: Contender, data: str, equal: str = "") -> int:
+def width_of(contender: Contender, data: str, equal: str = "", device: str = "cpu") -> int:
     """The even width at which a contender has as many weights as the others, or needs as many operations for a training image."""
-    setup = SETUPS[data]
+    setup = setup_of(data, device)
     return equal_width(contender, setup, settings_of(contender, setup) if contender.family else {}, equal)
 
 
@@ -304,8 +326,8 @@ def equal_width(contender: Contender, setup: Setup, settings: dict[str, Any], eq
 
 def sized(contender: Contender, options: Options) -> Row:
     """Settings of one of goalgen's contenders, widths among them."""
-    width = width_of(contender, options.data, options.equal)
-    setup = SETUPS[options.data]
+    width = width_of(contender, options.data, options.equal, options.device)
+    setup = setup_of(options.data, options.device)
     return {**settings_of(contender, setup), **sizes(setup, width)}
 
 

@@ -15,92 +15,18 @@ import contenders
 import timing
 import torch
 from ablation import ABLATED, ablation
-from contenders import RUNS, SETUPS, Contender, Job, Options, Row, weights_of
-from fitting import splits_of, train_goalgen
+from contenders import RUNS, SETUPS, Contender, Job, Options, Row
+from contest import compare
+from fitting import train_goalgen
 from folders import FOLDERS, folder
-from quality import TIMED, quality
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 
-from goalgen import cli, configure, evaluate, load, rng
-from goalgen.data import to_bytes
-from goalgen.pictures import save_png, tile
+from goalgen import cli, evaluate, load
 from goalgen.saved import save_model
 from goalgen.zoo import FOLDER
 
 CORES = os.cpu_count() or 1
-
-# goalgen beside its peers -------------------------------------------------------------------------------------------
-
-
-def compare(job: Job, options: Options, folder: Path) -> Row:
-    """Train one contender, and measure its samples at every number of evaluations."""
-    contender = contenders.contenders_on(options.data)[job["contender"]]
-    return (compare_goalgen if contender.family else compare_peer)(contender, job["seed"], options, folder)
-
-
-def named(sampler: str, temperature: float, correlation: float = 0.0) -> str:
-    parts = [f"temperature {temperature:g}"] if temperature != 1.0 else []
-    return ", ".join([sampler, *parts, *([f"correlation {correlation:g}"] if correlation else [])])
-
-
-SHOWN = {("goalgen", 4, "goalgen code, bridge H=4"): "goalgen-4", ("flow matching, Euler", 4, "flow matching"): "flow-matching-4",
-         ("flow matching, Euler", 50, "flow matching"): "flow-matching-50"}  # fmt: skip
-"""Sampler, evaluations and contender of which the documents show 64 samples of seed 0, and the end of the picture's name."""
-
-
-def show(data: str, levels: Any, grey_levels: int, name: str) -> None:
-    """Keep the first 64 images (N, C, height, width) in grey levels as a picture of the documents."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    save_png(tile(to_bytes(levels[:64], grey_levels), 8), PICTURES / f"{data}-{name}.png")
-
-
-def compare_goalgen(contender: Contender, seed: int, options: Options, folder: Path) -> Row:
-    model, splits, went = train_goalgen(folder / "run", options, seed, contenders.sized(contender, options))
-    test, found = splits.test, {}
-    temperatures = contenders.temperatures(options.data, contender.family)
-    for evaluations, t, c in product(contender.evaluations, temperatures, contender.correlations):
-        how = {"temperature": t, "steps": None if evaluations == contender.horizon else evaluations, "correlation": c}
-        parts = ((min(256, len(test) - first), first) for first in range(0, len(test), 256))
-        drawn = (model.sample(count, first=first, **how).levels for count, first in parts)
-        numbers = quality(drawn, len(test), splits, lambda how=how: model.sample(TIMED, **how))
-        assert model.sample(1, **how).network_evaluations == evaluations
-        shown = SHOWN.get(("goalgen", evaluations, f"goalgen {contender.family} H={contender.horizon}"))
-        if shown and (seed, t, c) == (0, 1.0, 0.0):
-            show(options.data, model.sample(64, **how).levels, model.levels, shown)
-        found.setdefault(str(evaluations), {})[named("goalgen", t, c)] = numbers
-    nats = model.nll_bound(test.images).total.mean()
-    return {
-        "num_test": len(test), "bits_per_dim": float(model.bits_per_dim(nats)), "trained_steps": went["steps"],
-        "trained_seconds": went["seconds"], "evaluations": found, "parameters": weights_of(model.family),
-        "operations": contenders.operations_of(model.family), "command": went["command"],
-    }  # fmt: skip
-
-
-def compare_peer(contender: Contender, seed: int, options: Options, folder: Path) -> Row:
-    import peers
-
-    setup = SETUPS[options.data]
-    training = configure(data=contenders.data_folder(options.data), **setup.training, max_seconds=options.seconds)
-    splits = splits_of(training.data, options)
-    torch.manual_seed(rng.derive_seed(seed, "weights"))
-    peer = contenders.build(contender, setup, {}, contenders.width_of(contender, options.data, options.equal))
-    fitted = peers.fit(peer, splits.train, training.training, seed)
-    count, found = len(splits.test), {}
-    kinds = product(contender.evaluations, peer.samplers, contenders.temperatures(options.data, contender.peer))
-    for evaluations, sampler, t in kinds:
-        how = (fitted.peer, sampler, evaluations, splits.train, t)
-        drawn = peers.draw(count, *how)
-        if drawn is not None:
-            numbers = quality(drawn.split(250), count, splits, lambda how=how: peers.draw(TIMED, *how))
-            found.setdefault(str(evaluations), {})[named(sampler, t)] = numbers
-            if (shown := SHOWN.get((sampler, evaluations, contender.peer))) and seed == 0:
-                show(options.data, drawn, splits.train.levels, shown)
-    row = {"num_test": count, "trained_steps": fitted.steps, "trained_seconds": fitted.seconds, "evaluations": found,
-           "parameters": weights_of(peer), "operations": contenders.operations_of(peer)}  # fmt: skip
-    bits = peers.peer_bound(fitted.peer, splits.test)
-    return row if bits is None else {**row, "bits_per_dim": bits}
-
 
 # goalgen against the number of steps --------------------------------------------------------------------------------
 
@@ -248,7 +174,7 @@ EXPERIMENTS = {
     "compare": Experiment(
         "goalgen beside diffusion, flow matching and a VAE (peers.py) at 1 to 50 network evaluations",
         lambda o: rows_of(contender=contenders.contenders_on(o.data), seed=o.seeds), compare, "data",
-        {"digits": 20, "fashion_mnist": 120, "mnist": 120}, {"seeds": (0, 1), "num_test": 2000}, trial=True, packages=PEERS,
+        {"digits": 20, "fashion_mnist": 120, "mnist": 120, "avatars": 120, "cifar10": 600}, {"seeds": (0, 1), "num_test": 2000}, trial=True, packages=PEERS,
     ),
     "ablation": Experiment(
         "what is each part of the choice for large images worth? (120 s of a thread each)",

@@ -79,7 +79,7 @@ def drawn(make: Callable[[random.Random], Image.Image], count: int) -> Callable[
 
 def cifar10(folder: Path) -> None:
     """CIFAR-10's training images as loose files."""
-    images = load_data(DataConfig(data=data_folder("cifar10"), validation_fraction=0.0)).train.images
+    images = load_data(DataConfig(data=data_folder("cifar10"))).train.images
     for i, image in enumerate(images):
         to_pil(image).save(folder / f"{i:05d}.png")
 

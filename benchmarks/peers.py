@@ -24,6 +24,7 @@ from goalgen.config import TrainingConfig
 from goalgen.data import BatchOrder, ImageSet, from_unit, to_unit
 from goalgen.likelihoods import PixelLikelihood
 from goalgen.networks import ImageHead, Middle, NetworkSpec, make_torso, make_trunk
+from goalgen.networks.base import matrices
 from goalgen.training.ema import EMA
 from goalgen.training.machine import choose_precision, seed_dropout
 from goalgen.training.optimiser import rate
@@ -65,10 +66,12 @@ class Denoiser(nn.Module):
     its standard deviation, as goalgen's bridge does (Karras et al. 2022, table 1).
     """
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: NetworkSpec, plain: bool = False) -> None:
+        """``plain``: without that: the network is given the canvas and predicts what is to be predicted, as they are."""
         super().__init__()
         self.torso = tell_time(make_torso(spec))
         self.head = ImageHead(self.torso, spec, 1, 0.1)
+        self.plain = plain
 
     def forward(self, x: Tensor, time: Tensor, *what: Tensor) -> Tensor:
         """In canvases x at ``time`` (B,), the prediction of ``of_goal`` g + ``of_noise`` noise.
@@ -76,14 +79,20 @@ class Denoiser(nn.Module):
         Args:
             what: a, s, of_goal and of_noise, (B,) each; unset: velocities along straight lines, on which time is the goal's share.
         """
+        if self.plain:
+            return self.draw(time, x)
         given = what or (time, 1 - time, torch.ones_like(time), -torch.ones_like(time))
         a, s, of_goal, of_noise = (v[:, None, None, None] for v in given)
         variance = (a * DATA_STD) ** 2 + s**2
         skip = (of_goal * a * DATA_STD**2 + of_noise * s) / variance
         size = DATA_STD * (of_goal * s - of_noise * a).abs() * variance.rsqrt()
-        features, _ = self.torso(time, x * variance.rsqrt())
-        drawn = self.head(self.torso, torch.zeros(1, dtype=torch.int64, device=x.device), features)[:, 0]
-        return skip * x + size * drawn
+        return skip * x + size * self.draw(time, x * variance.rsqrt())
+
+    def draw(self, time: Tensor, x: Tensor) -> Tensor:
+        """What the network makes of canvases (B, C, height, width)."""
+        features, _ = self.torso(time, x)
+        drawn: Tensor = self.head(self.torso, torch.zeros(1, dtype=torch.int64, device=x.device), features)[:, 0]
+        return drawn
 
 
 class Peer(nn.Module):
@@ -95,13 +104,17 @@ class Peer(nn.Module):
         super().__init__()
         self.shape = spec.shape
 
+    def can_draw(self, sampler: str, evaluations: int) -> bool:
+        """Whether a sampler has such a number of network evaluations."""
+        return True
+
     @abstractmethod
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
         """Mean loss of goals (B, C, height, width) in [-1, 1]."""
 
     @abstractmethod
-    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Images in [-1, 1] from noise (B, C, height, width); None where the sampler has no such number of evaluations."""
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """Images in [-1, 1] from noise (B, C, height, width)."""
 
 
 class Diffusion(Peer):
@@ -121,13 +134,13 @@ class Diffusion(Peer):
         return self.network(x, t / TRAIN_STEPS, signal.sqrt(), (1 - signal).sqrt(), 1 - noise, noise)
 
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
-        noise = torch.randn(goals.shape, generator=generator).to(goals.device)
-        t = torch.randint(0, TRAIN_STEPS, (len(goals),), generator=generator).to(goals.device)
+        noise = torch.randn(goals.shape, generator=generator, device=generator.device).to(goals.device)
+        t = torch.randint(0, TRAIN_STEPS, (len(goals),), generator=generator, device=generator.device).to(goals.device)
         x = self.schedule.add_noise(goals, noise, t)
         target = noise if self.schedule.config.prediction_type == "epsilon" else goals
         return F.mse_loss(self.predict(x, t).float(), target)
 
-    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor:
         # "trailing": the first evaluation is at the last noise level, however few there are (Lin et al. 2024).
         kind = DDPMScheduler if sampler.startswith("DDPM") else DDIMScheduler
         schedule = kind(**self.settings, timestep_spacing="trailing", clip_sample=True)
@@ -142,17 +155,28 @@ class Diffusion(Peer):
 class FlowMatching(Peer):
     """Conditional flow matching (Lipman et al. 2023; Tong et al. 2024), by Euler's or Heun's method.
 
-    Times are logit-normal (Esser et al. 2024).
+    Times are logit-normal (Esser et al. 2024). Each sampler comes with guesses clamped to the range of images, too: at every step
+    the image that the velocity points at, as diffusers' samplers do it.
     """
 
-    samplers = ("flow matching, Euler", "flow matching, Heun")
+    samplers = (
+        "flow matching, Euler",
+        "flow matching, Heun",
+        "flow matching, Euler, clamped",
+        "flow matching, Heun, clamped",
+    )
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: NetworkSpec, plain: bool = False) -> None:
         super().__init__(spec)
         from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
-        self.network = Denoiser(spec)
+        self.network = Denoiser(spec, plain)
         self.matcher = ConditionalFlowMatcher(sigma=0.0)
+        if plain:
+            self.samplers = tuple(name.replace("matching", "matching (plain)") for name in self.samplers)
+
+    def can_draw(self, sampler: str, evaluations: int) -> bool:
+        return evaluations % 2 == 0 or "Heun" not in sampler
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Of canvases x (B, ...) at times t (B,)."""
@@ -160,23 +184,26 @@ class FlowMatching(Peer):
         return velocity
 
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
-        noise = torch.randn(goals.shape, generator=generator).to(goals.device)
-        t = torch.sigmoid(torch.randn(len(goals), generator=generator)).to(goals.device)
+        noise = torch.randn(goals.shape, generator=generator, device=generator.device).to(goals.device)
+        t = torch.sigmoid(torch.randn(len(goals), generator=generator, device=generator.device)).to(goals.device)
         t, x, velocity = self.matcher.sample_location_and_conditional_flow(noise, goals, t=t)
         return F.mse_loss(self.velocity(x, t).float(), velocity)
 
-    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
-        heun = sampler.endswith("Heun")
-        if heun and evaluations % 2:
-            return None
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor:
+        heun, clamped = "Heun" in sampler, sampler.endswith("clamped")
         count = evaluations // 2 if heun else evaluations
+
+        def slope(x: Tensor, i: int) -> Tensor:
+            left = 1 - i / count
+            found = self.velocity(x, torch.full((len(x),), i / count, device=x.device))
+            return ((x + left * found).clamp(-1, 1) - x) / left if clamped and left else found
+
         x = noise
         for i in range(count):
-            now, after = (torch.full((len(x),), j / count, device=x.device) for j in (i, i + 1))
-            slope = self.velocity(x, now)
+            now = slope(x, i)
             if heun:
-                slope = (slope + self.velocity(x + slope / count, after)) / 2
-            x = x + slope / count
+                now = (now + slope(x + now / count, i + 1)) / 2
+            x = x + now / count
         return x
 
 
@@ -220,21 +247,22 @@ class VAE(Peer):
         return -self.likelihood.log_prob(goals, canvas, hold_scale=True), kl
 
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
-        noise = torch.randn(len(goals), self.latent, generator=generator).to(goals.device)
+        noise = torch.randn(len(goals), self.latent, generator=generator, device=generator.device).to(goals.device)
         reconstruction, kl = self.terms(goals, noise)
         return (reconstruction + min(1.0, (step + 1) / self.warmup) * kl).mean()
 
+    def can_draw(self, sampler: str, evaluations: int) -> bool:
+        return evaluations == 1
+
     def draw(
         self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator, temperature: float = 1.0
-    ) -> Tensor | None:
+    ) -> Tensor:
         """Decoded latents, from the prior with its variance times ``temperature``."""
-        if evaluations != 1:
-            return None
         z = torch.randn(len(noise), self.latent, generator=generator).to(noise.device)
         return self.decode(z * temperature**0.5)
 
 
-METHODS = ("diffusion", "diffusion (x0)", "flow matching", "VAE", "PixelCNN")
+METHODS = ("diffusion", "diffusion (x0)", "flow matching", "flow matching (plain)", "VAE", "PixelCNN")
 
 
 def make_peer(method: str, spec: NetworkSpec, levels: int) -> Peer:
@@ -245,8 +273,8 @@ def make_peer(method: str, spec: NetworkSpec, levels: int) -> Peer:
         from pixelcnn import PixelCNN
 
         return PixelCNN(spec, levels)
-    if method == "flow matching":
-        return FlowMatching(spec)
+    if method.startswith("flow matching"):
+        return FlowMatching(spec, plain=method.endswith("(plain)"))
     return Diffusion(spec, {"diffusion": "epsilon", "diffusion (x0)": "sample"}[method])  # what its network predicts
 
 
@@ -261,14 +289,15 @@ class Fitted:
 
 
 def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device: str = "cpu") -> Fitted:
-    """Train for ``settings.max_seconds``, in the way and in the precision of :mod:`goalgen.training.loop`."""
+    """Train for ``settings.max_steps`` or ``settings.max_seconds``, in the way and in the precision of :mod:`goalgen.training.loop`."""
     from contenders import operations_of
 
     settings = settings.plain()
     half = choose_precision(settings.precision, peer, lambda: operations_of(peer)["train"]) == "bf16"
     peer.to(device).train()
-    decayed = [p for p in peer.parameters() if p.ndim > 1]
-    plain = [p for p in peer.parameters() if p.ndim <= 1]
+    decayed = matrices(peer)
+    kept = {id(p) for p in decayed}
+    plain = [p for p in peer.parameters() if id(p) not in kept]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=settings.learning_rate, betas=(0.9, 0.99), fused=True,
@@ -276,13 +305,18 @@ def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device
     ema = EMA(peer, settings.ema)  # type: ignore[arg-type]
     order = BatchOrder(len(train), settings.batch_size, seed)
     start, step = time.perf_counter(), 0
-    limit = settings.max_seconds or 60.0
-    while (spent := time.perf_counter() - start) < limit:
-        generator = rng.generator(seed, "peer", step)
+
+    def done() -> float:
+        if settings.max_steps:
+            return step / settings.max_steps
+        return (time.perf_counter() - start) / (settings.max_seconds or 60.0)
+
+    while (share := done()) < 1:
+        generator = torch.Generator(device).manual_seed(rng.derive_seed(seed, "peer", step))  # on a GPU it draws there
         seed_dropout(rng.derive_seed(seed, "dropout", step))
         goals = to_unit(train.images[order.indices(step)], train.levels).to(device)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate(settings, step, spent / limit)
+            group["lr"] = settings.learning_rate * rate(settings, step, share)
         with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = peer.loss(goals, generator, step)
         optimizer.zero_grad()
@@ -295,31 +329,27 @@ def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device
 
 
 @torch.no_grad()
-def draw(
-    count: int, peer: Any, sampler: str, evaluations: int, data: ImageSet, temperature: float = 1.0
-) -> Tensor | None:
-    """``count`` images in grey levels of the data, or None where the sampler has no such number of evaluations."""
-    generator, drawn = rng.generator(0, "peer samples"), []
+def draw(count: int, peer: Any, sampler: str, evaluations: int, data: ImageSet, temperature: float = 1.0) -> Tensor:
+    """``count`` images in grey levels of the data, on the CPU."""
+    generator, drawn, device = rng.generator(0, "peer samples"), [], next(peer.parameters()).device
     more = {} if temperature == 1.0 else {"temperature": temperature}  # only a VAE has one
-    for first in range(0, count, 256):
-        noise = torch.randn(min(256, count - first), *data.shape, generator=generator)
-        images = peer.draw(sampler, evaluations, noise, generator, **more)
-        if images is None:
-            return None
-        drawn.append(from_unit(images, data.levels))
+    block = 256 if device.type == "cpu" else 2048
+    for first in range(0, count, block):
+        noise = torch.randn(min(block, count - first), *data.shape, generator=generator).to(device)
+        drawn.append(from_unit(peer.draw(sampler, evaluations, noise, generator, **more), data.levels).cpu())
     return torch.cat(drawn)
 
 
 @torch.no_grad()
-def peer_bound(peer: Any, test: ImageSet) -> float | None:
-    """Bits/dim of test images, a bound or exact; None where the peer has none."""
-    generator, totals = rng.generator(0, "elbo"), []
-    for images in test.images.split(250):
-        goals = to_unit(images, test.levels)
+def peer_bound(peer: Any, images: Tensor, levels: int) -> float | None:
+    """Bits/dim of images (N, C, height, width) in grey levels, a bound or exact; None where the peer has none."""
+    generator, totals, device = rng.generator(0, "elbo"), [], next(peer.parameters()).device
+    for some in images.split(250):
+        goals = to_unit(some, levels).to(device)
         if isinstance(peer, VAE):
-            totals.append(sum(peer.terms(goals, torch.randn(len(images), peer.latent, generator=generator))))
+            totals.append(sum(peer.terms(goals, torch.randn(len(some), peer.latent, generator=generator).to(device))))
         elif hasattr(peer, "nats"):
             totals.append(peer.nats(goals))
         else:
             return None
-    return float(bits_per_dim(torch.cat(totals).mean(), test.shape))
+    return float(bits_per_dim(torch.cat(totals).mean(), images.shape[1:]))

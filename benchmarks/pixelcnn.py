@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from peers import Peer
@@ -75,9 +77,10 @@ class PixelCNN(Peer):
     def loss(self, goals: Tensor, generator: torch.Generator, step: int) -> Tensor:
         return self.nats(goals).mean()
 
-    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor | None:
-        if evaluations != noise[0].numel():
-            return None
+    def can_draw(self, sampler: str, evaluations: int) -> bool:
+        return evaluations == math.prod(self.shape)
+
+    def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor:
         image = torch.zeros_like(noise)
         for row in range(noise.shape[2]):
             for column in range(noise.shape[3]):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from contenders import Row
+from torch import Tensor
 
 from goalgen.data import Splits
 from goalgen.metrics import make_features, sample_quality
@@ -15,16 +16,23 @@ from goalgen.metrics import make_features, sample_quality
 TIMED = 256
 """Images drawn at once to time a sampler."""
 
+LONG = 5.0
+"""Seconds from which on a sampler is timed once."""
 
-def quality(samples: Any, count: int, data: Splits, draw_some: Callable[[], Any]) -> Row:
-    """Quality of samples in grey levels, in batches, and how fast they are drawn: the median of three."""
+
+def quality(samples: Iterable[Tensor], count: int, data: Splits, device: str = "cpu") -> Row:
+    """Quality of samples in grey levels, in batches."""
     train, fingerprint = data.train, data.train.fingerprint()
     features = make_features("auto", train.images, train.labels, train.levels, data=data.name, fingerprint=fingerprint)
-    found = sample_quality(samples, train.images, data.test.images, train.levels, features,
-                           train_fingerprint=fingerprint, num_samples=count)  # fmt: skip
-    seconds = []
-    for _ in range(3):
+    return sample_quality(samples, train.images, data.test.images, train.levels, features,
+                          train_fingerprint=fingerprint, num_samples=count, device=device)  # fmt: skip
+
+
+def sampling_speed(draw_some: Callable[[], Any]) -> float:
+    """Images/s of what draws ``TIMED`` of them: the median of three, or of one where that takes long."""
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < LONG:
         start = time.perf_counter()
         draw_some()
         seconds.append(time.perf_counter() - start)
-    return {**found, "sampled_images_per_second": TIMED / statistics.median(seconds)}
+    return TIMED / statistics.median(seconds)

@@ -33,10 +33,11 @@ GOALGEN = {
     "goalgen fixed bridge": Contender("fixed bridge", 50, settled_for=""),
     "goalgen learned bridge": Contender("learned bridge", 50, settled_for=""),
     **{f"goalgen {family} H={h}": Contender(family, h, settled_for="")
-       for family, h in (("latent", 1), ("latent", 4), ("proposals", 4))},
+       for family, h in (("latent", 1), ("latent", 4), ("proposals", 4), ("code, bridge", 4))},
 }  # fmt: skip
 NETWORKS = {
-    "mlp": ({"network": "mlp", "depth": 4, "patch": 4}, 8), "unet": ({"network": "unet", "depth": 2, "patch": 2}, 4)
+    "mlp": ({"network": "mlp", "depth": 4, "patch": 4}, 8), "unet": ({"network": "unet", "depth": 2, "patch": 2}, 4),
+    "transformer": ({"network": "transformer", "depth": 4, "patch": 4}, 8),
 }  # fmt: skip
 """Settings, and of what a width is a multiple: a U-Net's weights grow faster with it."""
 
