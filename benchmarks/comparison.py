@@ -7,7 +7,7 @@ import statistics
 from itertools import cycle
 
 from matplotlib.figure import Figure
-from report import NAMES, PICTURES, Rows, about, cell, fill, of, read, seeds, table
+from report import NAMES, PICTURED, PICTURES, RESULTS, Rows, about, cell, fill, of, read, seeds, table
 
 EVALUATIONS = ("1", "2", "4", "8", "16", "50")
 METRICS = {
@@ -22,17 +22,32 @@ FAMILIES = {"fixed bridge": "#777777", "learned bridge": "#0072B2", "latent": "#
 COMPARED = {"goalgen code, bridge": "#D55E00", "goalgen latent": "#CC79A7", "goalgen proposals": "#E69F00",
             "goalgen learned bridge": "#56B4E9", "goalgen fixed bridge": "#0072B2", "goalgen reveal": "#009E73"}  # fmt: skip
 
-PARTS = {
-    f"{data}{file}": f"{title}{words}"
-    for file, words in (
-        ("", ""),
-        ("_operations", ", equal operations"),
-        ("_weights", ", equal weights"),
-        ("_600s", ", 600 s"),
-    )
-    for data, title in reversed(NAMES.items())
-}
-"""Result files of the comparison, and their titles."""
+TITLES = {**PICTURED, "digits": NAMES["digits"]}
+"""Data sets of the comparison, in the order of the page."""
+
+
+def parts() -> dict[str, str]:
+    """Result files of the comparison that are there, without what they have in common, and their titles."""
+    found = {}
+    for data, title in TITLES.items():
+        for file in sorted(RESULTS.glob(f"compare_{data}*.json")):
+            words = re.fullmatch(
+                rf"{data}(?:_(operations|weights))?(?:_(\d+)s)?(_cuda)?", file.stem.removeprefix("compare_")
+            )
+            if words:
+                equal, seconds, gpu = words.groups()
+                more = [f"equal {equal}"] if equal else []
+                more += [f"{seconds} s"] if seconds else []
+                more += ["on a GPU"] if gpu else []
+                found[words[0]] = ", ".join([title, *more])
+    return found
+
+
+def command_of(data: str) -> str:
+    """What measured a result file."""
+    name = re.sub(r"_(operations|weights)", r" --equal \1", re.sub(r"_\d+s", "", data))
+    return f"compare --data {re.sub('_cuda', ' --device cuda', name)}"
+
 
 # beside the peers -----------------------------------------------------------------------------------------------------
 
@@ -189,9 +204,9 @@ def compare(data: str, title: str) -> str:
     return fill(
         "compare of data", trained, title=title, data=data, verdict=verdict(found, data.startswith("fashion")), first=first,
         distances=table(["", *EVALUATIONS], distances), level=level, reached=reached, seconds=results["seconds"],
-        remark=results.get("remark", ""),
+        remark=results.get("remark", ""), where="of a GPU" if data.endswith("cuda") else "each on one thread",
         others=table(["", "evaluations", *(words for words, _ in METRICS.values())], others), seeds=seeds(rows),
-        about=about(results, f"compare --data {data.replace('_operations', ' --equal operations').replace('_weights', ' --equal weights').removesuffix('_600s')}"),
+        about=about(results, command_of(data)),
     )  # fmt: skip
 
 
@@ -309,7 +324,7 @@ def draw_curve(data: str, title: str) -> None:
 
 def draw() -> None:
     """Write all plots."""
-    for data, title in PARTS.items():
+    for data, title in parts().items():
         draw_comparison(data, title)
     for data, title in NAMES.items():
         draw_curve(data, title)
