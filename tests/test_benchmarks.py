@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
 import comparison  # noqa: E402
 import contenders  # noqa: E402
+import contest  # noqa: E402
 import report  # noqa: E402
 from contenders import Options  # noqa: E402
-from fitting import splits_of  # noqa: E402
+from fitting import Stopped, splits_of  # noqa: E402
 
 from goalgen import DataConfig, load_data  # noqa: E402
 
@@ -185,3 +187,16 @@ def test_the_check_notices_a_changed_number(tmp_path):
     done = check(tmp_path)
     assert done.returncode != 0
     assert "README.md is not what" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["VAE", "goalgen latent H=1"])
+def test_what_was_trained_is_measured_by_another_call(name, tmp_path, shared_cache):
+    options, job = Options(data="digits", seconds=1.0, num_test=40, only_train=True), {"contender": name, "seed": 0}
+    with pytest.raises(Stopped):
+        contest.compare(job, options, tmp_path)
+    kept = json.loads((tmp_path / "trained.json").read_text())
+    row = contest.compare(job, dataclasses.replace(options, only_train=False), tmp_path)
+    assert (row["trained_steps"], row["trained_seconds"]) == (kept["steps"], kept["seconds"])
+    assert {
+        f"{e}/{s}": n["sampled_images_per_second"] for e, ss in row["evaluations"].items() for s, n in ss.items()
+    } == kept["speeds"]
