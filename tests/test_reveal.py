@@ -22,7 +22,8 @@ from goalgen.bound import bound, importance_weighted_bound
 from goalgen.check import check_family
 from goalgen.errors import GoalgenError
 from goalgen.families import make
-from goalgen.families.reveal import Copy, Logistics, RevealEnvironment, group_ends, position_order
+from goalgen.families.reveal.environment import RevealEnvironment, group_ends, position_order
+from goalgen.families.reveal.policies import Copy, Logistics
 from goalgen.learning import Clock
 from goalgen.rollout import draw_noise, rollout, sample_rollout
 from goalgen.settings import configure

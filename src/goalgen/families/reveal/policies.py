@@ -1,0 +1,94 @@
+"""What agents say of the values of a group: mixtures of logistics, chances of grey levels, and the copy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from goalgen.likelihoods import discretised_logistic_log_prob
+from goalgen.policies import Policy
+
+
+class Logistics(Policy):
+    """Independent values of a group, each a mixture of logistics cut into grey levels (Salimans et al. 2017).
+
+    Args:
+        group: which values count, bool broadcastable to (B, C, height, width).
+        levels: grey levels.
+        logits: (B, M, C, height, width), weights of the logistics; they need no normalisation.
+        mean: likewise.
+        log_scale: likewise.
+    """
+
+    def __init__(self, group: Tensor, levels: int, logits: Tensor, mean: Tensor, log_scale: Tensor) -> None:
+        self.group, self.levels = group, levels
+        self.log_weight, self.mean, self.log_scale = logits.log_softmax(1), mean, log_scale
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Values at their levels, from two uniform numbers each: one chooses a logistic, one a value."""
+        cumulative = self.log_weight.exp().cumsum(1)
+        mode = (cumulative <= noise[:, :1] * cumulative[:, -1:]).sum(1, keepdim=True).clamp(max=cumulative.shape[1] - 1)
+        mean, log_scale = self.mean.gather(1, mode)[:, 0], self.log_scale.gather(1, mode)[:, 0]
+        top = self.levels - 1
+        value = mean + log_scale.exp() * torch.logit(noise[:, 1], eps=1e-7)
+        return ((value + 1) / 2 * top).round().clamp(0, top) / top * 2 - 1
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        each = discretised_logistic_log_prob(action.unsqueeze(1), self.mean, self.log_scale, self.levels)
+        value = torch.logsumexp(self.log_weight + each, 1)  # (B, C, height, width)
+        return torch.where(self.group, value, 0.0).flatten(1).sum(1)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+
+    def tempered(self, temperature: float) -> Logistics:
+        """Each logistic narrowed like a normal of its width; the weights take the change of its width into account."""
+        weight = self.log_weight / temperature + (1 - 1 / temperature) * self.log_scale
+        log_scale = self.log_scale + 0.5 * torch.tensor(temperature).log()
+        return Logistics(self.group, self.levels, weight, self.mean, log_scale)
+
+
+class Levels(Policy):
+    """Independent values of a group, each with a chance of its own for every grey level.
+
+    Args:
+        group: which values count, bool broadcastable to (B, C, height, width).
+        logits: (B, levels, C, height, width); they need no normalisation.
+    """
+
+    def __init__(self, group: Tensor, logits: Tensor) -> None:
+        self.group, self.log_probs = group, logits.log_softmax(1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        cumulative, top = self.log_probs.exp().cumsum(1), self.log_probs.shape[1] - 1
+        return (cumulative <= noise[:, :1] * cumulative[:, -1:]).sum(1).clamp(max=top) / top * 2 - 1
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        top = self.log_probs.shape[1] - 1
+        level = ((action + 1) / 2 * top).round().long().clamp(0, top).unsqueeze(1)
+        return torch.where(self.group, self.log_probs.gather(1, level)[:, 0], 0.0).flatten(1).sum(1)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+
+    def tempered(self, temperature: float) -> Levels:
+        return Levels(self.group, self.log_probs / temperature)
+
+
+class Copy(Policy):
+    """These values, whatever the noise: its divergence from a policy is the negative log-probability of them."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.values
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return action.new_zeros(len(action))
+
+    def kl(self, other: Policy) -> Tensor:
+        return -other.log_prob(self.values)
+
+    def tempered(self, temperature: float) -> Copy:
+        return self
