@@ -23,8 +23,9 @@ from goalgen.check import check_family
 from goalgen.errors import GoalgenError
 from goalgen.families import make
 from goalgen.families.reveal.environment import RevealEnvironment, group_ends, position_order
-from goalgen.families.reveal.policies import Copy, Logistics
+from goalgen.families.reveal.policies import Copy, Logistics, Pixels
 from goalgen.learning import Clock
+from goalgen.likelihoods import discretised_logistic_log_prob
 from goalgen.rollout import draw_noise, rollout, sample_rollout
 from goalgen.settings import configure
 from goalgen.task import Task
@@ -61,7 +62,8 @@ def nll(family, images: Tensor) -> Tensor:
 CASES = [
     ((1, 2, 2), 1, {}), ((1, 2, 2), 2, {}), ((1, 2, 2), 4, {}), ((1, 2, 2), 3, {"reveal_order": "raster"}),
     ((1, 2, 2), 4, {"reveal_order": "random"}), ((1, 2, 3), 3, {"reveal_values": "levels"}), ((3, 1, 2), 2, {}),
-    ((3, 1, 2), 1, {"reveal_channels": "together"}), ((3, 1, 2), 2, {"reveal_values": "levels"}),
+    ((3, 1, 2), 1, {"reveal_channels": "together"}), ((2, 1, 2), 2, {"reveal_channels": "together"}),
+    ((2, 1, 2), 2, {"reveal_channels": "together", "reveal_values": "levels"}), ((3, 1, 2), 2, {"reveal_values": "levels"}),
 ]  # fmt: skip
 
 
@@ -84,6 +86,46 @@ def test_samples_have_the_frequencies_that_the_likelihood_says(settings):
     found = (drawn.unsqueeze(1) - images).abs().flatten(2).amax(2) < 1e-6
     assert found.any(1).all()  # every sample is an image of these levels
     assert ((found.double().mean(0) - chance).abs() < 5 * (chance / count).sqrt() + 1e-4).all()
+
+
+def test_channels_that_come_together_depend_on_each_other():
+    """Sums to one, is sampled with its own frequencies, and is by hand what equation 3 of PixelCNN++ says; a policy of independent
+    channels could not tell two channels that are equal from two that are opposite."""
+    torch.manual_seed(0)
+    group = torch.ones(1, 2, 1, 1, dtype=torch.bool)
+    logits, mean, log_scale = torch.randn(1, 2, 1, 1), torch.randn(1, 2, 2, 1, 1), torch.randn(1, 2, 2, 1, 1) - 1
+    lean = torch.randn(1, 2, 2, 2, 1, 1)
+    policy = Pixels(group, LEVELS, *(x.double() for x in (logits, mean, log_scale, lean)))
+    images = every_image((2, 1, 1))
+    chance = torch.stack([policy.log_prob(image[None])[0] for image in images]).exp()
+    assert chance.sum().item() == pytest.approx(1, abs=1e-6)
+    for image, value in zip(images, chance, strict=True):
+        first, second = image.flatten()
+        by_hand = 0.0
+        for m, weight in enumerate(logits.flatten().softmax(0)):
+            center = mean[0, m].flatten().double() + torch.stack([torch.zeros(()), lean[0, m, 1, 0, 0, 0] * first])
+            at = torch.stack([first, second])
+            each = discretised_logistic_log_prob(at, center, log_scale[0, m].flatten().double(), LEVELS)
+            by_hand += weight * each.sum().exp()
+        assert value.item() == pytest.approx(float(by_hand), rel=1e-6)
+    many = [x.double().expand(20_000, *x.shape[1:]) for x in (logits, mean, log_scale, lean)]
+    drawn = Pixels(group, LEVELS, *many).sample(
+        torch.rand(20_000, 2, 2, 1, 1, generator=torch.Generator().manual_seed(0)).double()
+    )
+    found = ((drawn.unsqueeze(1) - images).abs().flatten(2).amax(2) < 1e-6).double().mean(0)
+    assert ((found - chance).abs() < 5 * (chance / 20_000).sqrt()).all()
+    tempered = policy.tempered(0.5)
+    assert torch.stack([tempered.log_prob(image[None])[0] for image in images]).exp().sum().item() == pytest.approx(
+        1, abs=1e-6
+    )
+
+    equal, opposite = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+    both = Pixels(
+        group, LEVELS, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2, 1, 1), torch.tensor([0.0, -3.0]).view(1, 1, 2, 1, 1),
+        torch.tensor([[0.0, 0.0], [1.0, 0.0]]).view(1, 1, 2, 2, 1, 1),
+    )  # fmt: skip
+    values = [both.log_prob(pair.view(2, 2, 1, 1)) for pair in (equal, opposite)]
+    assert (values[0] > values[1] + 5).all()
 
 
 def test_raster_order_is_what_a_pixel_cnn_computes():

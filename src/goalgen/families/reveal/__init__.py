@@ -17,7 +17,7 @@ from goalgen import config
 from goalgen.agents import Decision, GCAgent, SAgent, Seen
 from goalgen.bound import Bound
 from goalgen.families.reveal.environment import Order, RevealEnvironment, Shown
-from goalgen.families.reveal.policies import Copy, Levels, Logistics
+from goalgen.families.reveal.policies import Copy, Levels, Logistics, Pixels
 from goalgen.family import Draws, Family, Plan, Streams, check_least
 from goalgen.learning import Clock, Learned
 from goalgen.likelihoods import full_precision
@@ -33,7 +33,8 @@ class RevealSettings(config.Settings):
     reveal_order: Order = "spread"
     """spread: evenly over the image, from a few pixels to many; raster: row by row; random: a fixed random order."""
     reveal_channels: Literal["follow", "together"] = "follow"
-    """follow: the channels of a group one after the other, a step each, so that each sees those before; together: all in one."""
+    """follow: the channels of a group one after the other, a step each, so that each sees those before; together: all in one step;
+    of logistics, those of a pixel then have their mode in common, and their means follow the channels before."""
     reveal_values: Literal["logistics", "levels"] = "logistics"
     """The S-agent's policy for a value: a mixture of logistics cut into grey levels, or a chance for each level (images with few
     colours)."""
@@ -52,13 +53,15 @@ class RevealSAgent(SAgent):
         super().__init__()
         self.levels, self.modes = levels, settings.reveal_modes if settings.reveal_values == "logistics" else 0
         self.torso = make_torso(dataclasses.replace(spec, horizon=environment.horizon), 3 * spec.shape[0])
-        count = 3 * self.modes if self.modes else levels
+        self.joint = bool(self.modes) and spec.shape[0] > 1 and settings.reveal_channels == "together"
+        more = spec.shape[0] if self.joint else 0  # how a mean leans on the channels before
+        count = (3 + more) * self.modes if self.modes else levels
         weight = torch.randn(count, self.torso.position_pixels, self.torso.num_features)
         self.weight = nn.Parameter(weight * 0.1 / self.torso.num_features**0.5)
         bias = torch.zeros(count, *spec.shape)
         if self.modes:  # from black to white, each about as wide as the gap to the next
             bias[self.modes : 2 * self.modes] = torch.linspace(-1, 1, self.modes)[:, None, None, None]
-            bias[2 * self.modes :] = -(float(max(self.modes, 2)) ** 0.5)
+            bias[2 * self.modes : 3 * self.modes] = -(float(max(self.modes, 2)) ** 0.5)
         self.bias = nn.Parameter(bias)
 
     def decide(self, seen: Seen) -> Decision:
@@ -71,8 +74,14 @@ class RevealSAgent(SAgent):
         group = environment.group(seen.h)
         if not self.modes:
             return Decision(Levels(group, numbers))
-        logits, mean, log_scale = numbers.chunk(3, 1)
-        return Decision(Logistics(group, self.levels, logits, mean, bounded(log_scale + 2) - 2))
+        logits, mean, log_scale = numbers[:, : 3 * self.modes].chunk(3, 1)
+        log_scale = bounded(log_scale + 2) - 2
+        if not self.joint:
+            return Decision(Logistics(group, self.levels, logits, mean, log_scale))
+        lean = (
+            numbers[:, 3 * self.modes :].unflatten(1, (self.modes, -1)).transpose(2, 3)
+        )  # (B, M, C, C, height, width)
+        return Decision(Pixels(group, self.levels, logits.sum(2), mean, log_scale, lean.tanh()))
 
 
 class CopyGCAgent(GCAgent):

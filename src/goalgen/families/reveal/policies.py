@@ -48,6 +48,63 @@ class Logistics(Policy):
         return Logistics(self.group, self.levels, weight, self.mean, log_scale)
 
 
+class Pixels(Policy):
+    """Pixels of a group whose channels come together: one choice of a mode for all of them, and means that follow the channels before.
+
+    As PixelCNN++ has it (Salimans et al. 2017, equation 3): in mode m the mean of channel c is mean_c + sum over c' < c of
+    lean_cc' v_c', where v are the values themselves.
+
+    Args:
+        group: which values count, all channels of a pixel or none, bool broadcastable to (B, C, height, width).
+        levels: grey levels.
+        logits: (B, M, height, width), weights of the modes; they need no normalisation.
+        mean: (B, M, C, height, width).
+        log_scale: likewise.
+        lean: (B, M, C, C, height, width); of its third and fourth place only what lies below the diagonal counts.
+    """
+
+    def __init__(
+        self, group: Tensor, levels: int, logits: Tensor, mean: Tensor, log_scale: Tensor, lean: Tensor
+    ) -> None:
+        self.group, self.levels = group, levels
+        self.log_weight, self.mean, self.log_scale, self.lean = logits.log_softmax(1), mean, log_scale, lean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Values at their levels, channel by channel, from two uniform numbers each: the first channel's choose the mode."""
+        cumulative = self.log_weight.exp().cumsum(1)
+        mode = (cumulative <= noise[:, :1, 0] * cumulative[:, -1:]).sum(1, keepdim=True)  # (B, 1, height, width)
+        mode = mode.clamp(max=cumulative.shape[1] - 1).unsqueeze(2)
+        mean, log_scale = (self._of(part, mode) for part in (self.mean, self.log_scale))
+        lean = self._of(self.lean.flatten(2, 3), mode).unflatten(1, self.lean.shape[2:4])
+        top, values = self.levels - 1, torch.zeros_like(mean)
+        for c in range(mean.shape[1]):
+            center = mean[:, c] + (lean[:, c, :c] * values[:, :c]).sum(1)
+            value = center + log_scale[:, c].exp() * torch.logit(noise[:, 1, c], eps=1e-7)
+            values[:, c] = ((value + 1) / 2 * top).round().clamp(0, top) / top * 2 - 1
+        return values
+
+    @staticmethod
+    def _of(part: Tensor, mode: Tensor) -> Tensor:
+        """The chosen mode's numbers (B, numbers, height, width) of (B, M, numbers, height, width)."""
+        return part.gather(1, mode.expand(-1, -1, part.shape[2], -1, -1))[:, 0]
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        before = torch.ones(self.lean.shape[2:4], dtype=torch.bool, device=action.device).tril(-1)[:, :, None, None]
+        mean = self.mean + (torch.where(before, self.lean, 0.0) * action[:, None, None]).sum(3)
+        each = discretised_logistic_log_prob(action.unsqueeze(1), mean, self.log_scale, self.levels).sum(2)
+        pixel = torch.logsumexp(self.log_weight + each, 1)  # (B, height, width)
+        return torch.where(self.group[:, 0], pixel, 0.0).flatten(1).sum(1)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+
+    def tempered(self, temperature: float) -> Pixels:
+        """... as :class:`Logistics`; the width of a mode is that of all its channels."""
+        weight = self.log_weight / temperature + (1 - 1 / temperature) * self.log_scale.sum(2)
+        log_scale = self.log_scale + 0.5 * torch.tensor(temperature).log()
+        return Pixels(self.group, self.levels, weight, self.mean, log_scale, self.lean)
+
+
 class Levels(Policy):
     """Independent values of a group, each with a chance of its own for every grey level.
 
