@@ -193,6 +193,7 @@ ON_LARGER = {
     **PEERS,
     **{f"goalgen code, bridge H={h}": Contender("code, bridge", h) for h in (4, 2, 8, 16, 50)},
     "goalgen latent H=1": Contender("latent", 1),
+    "goalgen proposals H=4": Contender("proposals", 4),
     "goalgen reveal H=16": Contender("reveal", 16),
     "goalgen fixed bridge H=16": Contender("fixed bridge", 16),
     "goalgen learned bridge H=4": Contender("learned bridge", 4),
