@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from itertools import cycle
+from typing import Any
 
 from matplotlib.figure import Figure
 from report import NAMES, PICTURED, PICTURES, RESULTS, Rows, about, cell, fill, of, read, seeds, table
@@ -41,6 +42,18 @@ def parts() -> dict[str, str]:
                 more += ["on a GPU"] if gpu else []
                 found[words[0]] = ", ".join([title, *more])
     return found
+
+
+def remark(results: dict[str, Any]) -> str:
+    """What else must be known of how the rows were measured."""
+    elsewhere = [row["contender"] for row in results["rows"] if row.get("measured_on", "cpu") != "cpu"]
+    names = ", ".join(dict.fromkeys(elsewhere))
+    said = (
+        f"Trained and timed on that thread, but the samples that were measured were drawn on a GPU: {names}."
+        if names
+        else ""
+    )
+    return " ".join(filter(None, [results.get("remark", ""), said]))
 
 
 def command_of(data: str) -> str:
@@ -204,7 +217,7 @@ def compare(data: str, title: str) -> str:
     return fill(
         "compare of data", trained, title=title, data=data, verdict=verdict(found, data.startswith("fashion")), first=first,
         distances=table(["", *EVALUATIONS], distances), level=level, reached=reached, seconds=results["seconds"],
-        remark=results.get("remark", ""), where="of a GPU" if data.endswith("cuda") else "each on one thread",
+        remark=remark(results), where="of a GPU" if data.endswith("cuda") else "each on one thread",
         others=table(["", "evaluations", *(words for words, _ in METRICS.values())], others), seeds=seeds(rows),
         about=about(results, command_of(data)),
     )  # fmt: skip
