@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from goalgen import rng
-from goalgen.data.images import (
-    binarize_images,
-    decode_image,
-    find_images,
-    from_unit,
-    inspect_image,
-    parse_colour,
-    to_bytes,
-    to_unit,
-)
+from goalgen.data.files import find_images
+from goalgen.data.images import decode_image, inspect_image, parse_colour
+from goalgen.data.levels import binarize_images, from_unit, to_bytes, to_unit
 from goalgen.errors import GoalgenError
 
 GREY = np.array([[0, 50, 100], [150, 200, 255]], np.uint8)

@@ -1,14 +1,9 @@
-"""One image file to one uint8 tensor, and the conversions between grey levels, [-1, 1] and bytes.
-
-Images are uint8 tensors (N, C, height, width) that hold grey levels 0..levels-1; networks see
-float32 in [-1, 1]. Files always decode to 256 levels.
-"""
+"""One image file to one uint8 tensor (C, height, width) of 256 grey levels."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,36 +36,6 @@ _TRANSPOSE = {
 }
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-
-
-# 1. Finding files
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield the files in ``folder`` and below, hidden ones left out, sorted by relative path.
-
-    Links to folders are followed, each folder once.
-    """
-    found: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        # __MACOSX holds the resource forks ("._a.png") that a Mac adds to a zip file: no images, whatever their names.
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        found += [Path(root, f) for f in files if not f.startswith(".")]
-    yield from sorted(found, key=lambda p: p.relative_to(folder).as_posix())
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return the image files (see ``EXTENSIONS``) in ``folder`` and below, in the order of :func:`walk`."""
-    return [p for p in walk(folder) if p.suffix.lower() in EXTENSIONS]
-
-
-# 2. Decoding
 
 
 def parse_colour(colour: str) -> tuple[int, int, int]:
@@ -216,51 +181,3 @@ def _resize(image: Image.Image, size: tuple[int, int], fit: str, background: tup
     canvas = Image.new("RGB", (width, height), background).convert(image.mode)
     canvas.paste(image.resize(inner, lanczos), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
-
-
-# 3. Grey levels, [-1, 1] and bytes
-
-
-def _check_levels(levels: int) -> None:
-    if not 2 <= levels <= 256:
-        raise GoalgenError(f"levels must be 2 to 256, not {levels}")
-
-
-def to_unit(images: Tensor, levels: int) -> Tensor:
-    """Return grey levels 0..levels-1 (uint8, any shape) as float32 in [-1, 1]."""
-    _check_levels(levels)
-    return images.to(torch.float32) / (levels - 1) * 2 - 1
-
-
-def from_unit(x: Tensor, levels: int) -> Tensor:
-    """Return the nearest grey levels 0..levels-1 (uint8) of values in [-1, 1]; values outside are clamped."""
-    _check_levels(levels)
-    return ((x.float() + 1) / 2 * (levels - 1)).round().clamp(0, levels - 1).to(torch.uint8)
-
-
-def to_bytes(images: Tensor, levels: int) -> Tensor:
-    """Return grey levels 0..levels-1 (uint8, any shape) stretched to 0..255 (uint8), for pictures."""
-    _check_levels(levels)
-    return (images.to(torch.float32) * (255 / (levels - 1))).round().clamp(0, 255).to(torch.uint8)
-
-
-def binarize_images(images: Tensor, levels: int, generator: torch.Generator) -> Tensor:
-    """Return 0 or 1 (uint8, same shape) for every pixel: 1 with probability level / (levels - 1)."""
-    _check_levels(levels)
-    chance = torch.rand(images.shape, generator=generator, device=generator.device)
-    # rand is in [0, 1): level 0 is never drawn as 1, the last level always is.
-    return (chance.to(images.device) < images.to(torch.float32) / (levels - 1)).to(torch.uint8)
-
-
-def augment_shift(images: Tensor, generator: torch.Generator, pixels: int = 1) -> Tensor:
-    """Return every image (N, C, height, width) shifted by its own whole number of pixels.
-
-    Both shifts are uniform in -pixels..pixels; what comes in over the edge repeats the edge.
-    """
-    n, channels, height, width = images.shape
-    shift = torch.randint(-pixels, pixels + 1, (n, 2), generator=generator, device=generator.device).to(images.device)
-    rows = (torch.arange(height, device=images.device) - shift[:, :1]).clamp(0, height - 1)  # (N, height)
-    columns = (torch.arange(width, device=images.device) - shift[:, 1:]).clamp(0, width - 1)  # (N, width)
-    image = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

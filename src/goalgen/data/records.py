@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goalgen.data.images import EXTENSIONS, find_images
+from goalgen.data.files import find_images
+from goalgen.data.images import EXTENSIONS
 from goalgen.errors import GoalgenError
 
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(

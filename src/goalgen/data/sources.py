@@ -20,7 +20,9 @@ from torch import Tensor
 from goalgen import rng
 from goalgen.config import DataConfig
 from goalgen.data import tables
-from goalgen.data.images import EXTENSIONS, binarize_images, decode_image, inspect_image, parse_colour, to_bytes, walk
+from goalgen.data.files import walk
+from goalgen.data.images import EXTENSIONS, decode_image, inspect_image, parse_colour
+from goalgen.data.levels import binarize_images, to_bytes
 from goalgen.data.records import Records, Source, encode_labels, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
 from goalgen.errors import GoalgenError

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from goalgen.cache import cache_key, load_stored, store
 from goalgen.config import DataConfig
-from goalgen.data.images import EXTENSIONS, walk
+from goalgen.data.files import walk
+from goalgen.data.images import EXTENSIONS
 from goalgen.data.records import SPLIT_NAMES, Item, Records, Source
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError

@@ -12,7 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from goalgen.config import DataConfig
-from goalgen.data.images import EXTENSIONS, decode_image, find_images, to_unit
+from goalgen.data.files import find_images
+from goalgen.data.images import EXTENSIONS, decode_image
+from goalgen.data.levels import to_unit
 from goalgen.errors import GoalgenError
 
 _BYTE_LEVELS = 256  # of image files
