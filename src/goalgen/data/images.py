@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,11 @@ import torch
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from goalgen.data.formats import EXTENSIONS, Opened, formats, is_garbled, open_file
+from goalgen.data.pixels import flatten, look
 from goalgen.errors import GoalgenError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Names of files that are taken for images when a folder is read."""
-
-# Named to PIL, so that it neither tries its 40 other formats on every file (slow for WebP, tried last) nor runs
-# Ghostscript on an .eps that calls itself .png.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+__all__ = ["EXTENSIONS", "ImageLike", "decode_image", "inspect_image", "parse_colour"]
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -34,8 +30,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def parse_colour(colour: str) -> tuple[int, int, int]:
@@ -61,9 +55,10 @@ def inspect_image(source: ImageLike, name: str | None = None) -> tuple[int, int,
     Raises:
         GoalgenError: the file is missing, is no image, or is too large to be one in good faith.
     """
-    with _reading(source, name) as image:
+    with _reading(source, name) as opened:
+        image, stored = opened.image, look(opened)
         size = image.size if _orientation(image) >= 5 else (image.height, image.width)
-        return *size, _is_grey(image)
+        return *size, stored.grey
 
 
 def decode_image(
@@ -77,8 +72,8 @@ def decode_image(
 ) -> Tensor:
     """Return an image as a uint8 tensor (C, height, width) of 256 levels.
 
-    Of an animation the first frame is read; 16-bit grey is scaled to 8 bits; the EXIF orientation is
-    applied; transparent pixels show ``background``.
+    Of an animation the first frame is read; 16 bits are scaled to 8; the orientation of TIFF and EXIF is applied;
+    transparent pixels show ``background``. What has no known scale, or Pillow does not read right, is refused by name.
 
     Args:
         source: a path, the bytes of a file, or a PIL image.
@@ -92,23 +87,27 @@ def decode_image(
         GoalgenError: the image cannot be read, or no colour is called so.
     """
     colour = parse_colour(background)
-    with _reading(source, name) as image:
+    with _reading(source, name) as opened:
         # Read before the pixels are: a PNG may carry a second EXIF block after them, which inspect_image never sees.
-        orientation = _orientation(image)
-        grey = channels == 1 or (channels is None and _is_grey(image))
+        image, orientation, stored = opened.image, _orientation(opened.image), look(opened)
+        grey = channels == 1 or (channels is None and stored.grey)
         image.load()
-        flat = _flatten(image, colour)
+        flat = flatten(image, stored, colour)
+        if image is not source:
+            image.close()  # its memory is needed
         if orientation in _TRANSPOSE:
             flat = flat.transpose(_TRANSPOSE[orientation])
         flat = flat.convert("L" if grey else "RGB")
         if image_size is not None and (flat.height, flat.width) != tuple(image_size):
             flat = _resize(flat, image_size, fit, colour)
-        array = np.array(flat)
-    return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
+        pixels = np.empty((1 if grey else 3, flat.height, flat.width), np.uint8)
+        for channel in range(len(pixels)):
+            pixels[channel] = np.asarray(flat.getchannel(channel))
+    return torch.from_numpy(pixels)
 
 
 @contextlib.contextmanager
-def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
+def _reading(source: ImageLike, name: str | None) -> Iterator[Opened]:
     """Context in which PIL reads one image: whatever goes wrong inside becomes one GoalgenError with its name."""
     name = name or (str(source) if isinstance(source, (str, Path)) else "the image")
     try:
@@ -116,14 +115,13 @@ def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
             # PIL warns of damaged metadata, about which a user of the pixels can do nothing.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                yield source
+            if isinstance(source, Image.Image) and not is_garbled(source):
+                yield Opened(source)
             else:
-                file = io.BytesIO(source) if isinstance(source, bytes) else source
-                with Image.open(file, formats=_FORMATS) as opened:
+                with open_file(source.filename if isinstance(source, Image.Image) else source) as opened:  # type: ignore[attr-defined]
                     yield opened
-    except (GoalgenError, MemoryError):
-        raise
+    except MemoryError:
+        raise GoalgenError(f"{name} says that it is larger than there is memory; mend or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,}"
         raise GoalgenError(f"{name} has too many pixels ({limit}); make it smaller first") from None
@@ -133,7 +131,7 @@ def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is in none of the formats {', '.join(_FORMATS)}"
+            reason = f"it is in none of the formats {', '.join(formats())}"
         raise GoalgenError(f"{name} cannot be read as an image ({reason}); mend or remove it") from None
 
 
@@ -147,26 +145,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata of a sound image: show it as it is stored
         return 1
-
-
-def _is_grey(image: Image.Image) -> bool:
-    if image.mode == "P":
-        colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)  # this decodes the image
-        return bool((colours == colours[:, :1]).all())
-    return image.mode in _GREY_MODES
-
-
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Return the image in mode L or RGB, 8 bits, opaque."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.rint(values * (255 / 65535)).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise GoalgenError("floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        front = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", front.size, (*background, 255)), front).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _resize(image: Image.Image, size: tuple[int, int], fit: str, background: tuple[int, int, int]) -> Image.Image:

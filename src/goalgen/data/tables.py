@@ -34,7 +34,7 @@ INSTALL = 'pip install "goalgen[datasets]"'
 """What reading tables needs, for messages."""
 LARGEST = 2**30
 """Bytes of parquet files up to which what they decode to is kept."""
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
