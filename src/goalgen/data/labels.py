@@ -13,6 +13,9 @@ from torch import Tensor
 
 from goalgen.errors import GoalgenError
 
+Labels = Tensor | Sequence[int | str] | int | str
+"""Labels of images, see :func:`label_numbers`."""
+
 FEW = 100
 """Classes up to which it is not asked whether they are too many for the images."""
 
@@ -85,6 +88,28 @@ def find_label(wanted: str | int, names: Sequence[str]) -> int:
     if not numbered and text.isdecimal() and int(text) < len(names):
         return int(text)
     raise GoalgenError(f"no class is called {text!r}; there are: {listed(names)}")
+
+
+def label_numbers(labels: Labels, num: int, names: Sequence[str]) -> Tensor:
+    """Return labels of ``num`` images as (num,) int64.
+
+    Args:
+        labels: a tensor of numbers of classes, or, for each image or for all, the name of a class or its number where no
+            class is called by one.
+        num: how many images there are.
+        names: of the classes.
+
+    Raises:
+        GoalgenError: they are not so many, or not among the classes.
+    """
+    if isinstance(labels, (str, int)):
+        labels = [labels] * num
+    found = labels if isinstance(labels, Tensor) else torch.tensor([find_label(v, names) for v in labels])
+    if found.ndim != 1 or len(found) != num:
+        raise GoalgenError(f"{found.numel()} labels were given for {num} images; give one for each")
+    if not bool(((found >= 0) & (found < len(names))).all()):
+        raise GoalgenError(f"labels must be 0 to {len(names) - 1}")
+    return found.long()
 
 
 def match_labels(labels: Tensor, theirs: Sequence[str], mine: Sequence[str]) -> Tensor:

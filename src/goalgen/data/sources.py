@@ -23,6 +23,7 @@ from goalgen.data.files import list_files, say_unread
 from goalgen.data.images import EXTENSIONS, decode_image, inspect_image, parse_colour
 from goalgen.data.labels import encode_labels
 from goalgen.data.levels import binarize_images, to_bytes
+from goalgen.data.provenance import say_repeated
 from goalgen.data.records import Records, Source, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
 from goalgen.errors import GoalgenError
@@ -39,13 +40,20 @@ def load_data(config: DataConfig) -> Splits:
     a run's seed nor on the machine, so that runs can be compared.
 
     Warns:
-        UserWarning: unreadable images were skipped, or the decoded images exceed ``LARGE`` bytes.
+        UserWarning: unreadable images were skipped, other files were left unread, test images are among the others, or the
+            decoded images exceed ``LARGE`` bytes.
 
     Raises:
         GoalgenError: the source does not exist, cannot be read, has too few images or images of several
             sizes, or a setting has no meaning.
     """
     _check(config)
+    data = _load(config)
+    say_repeated(data)
+    return data
+
+
+def _load(config: DataConfig) -> Splits:
     if config.data == "digits":
         return _digits(config)
     path = Path(config.data).expanduser()
@@ -215,7 +223,7 @@ def _finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[st
         for role in ("validation", "test"):
             grey = sets[role]
             drawn = binarize_images(grey.images, grey.levels, rng.generator(0, f"binarize {role}"))
-            sets[role] = ImageSet(drawn, 2, grey.labels, grey.names)
+            sets[role] = ImageSet(drawn, 2, grey.labels, grey.names, grey.digest())
     return Splits(sets["train"], sets["validation"], sets["test"], label_names, name, config.binarize)
 
 

@@ -234,6 +234,8 @@ def store_decoded(key: str, splits: Splits) -> None:
         tensors[f"{role}.images"] = images.images
         if images.labels is not None:
             tensors[f"{role}.labels"] = images.labels
+        if images.digests is not None:
+            tensors[f"{role}.digests"] = images.digests
     levels = [splits.train.levels, splits.test.levels]
     about = json.dumps({"levels": levels, "label_names": splits.label_names, "name": splits.name})
     store("decoded", key, {**tensors, "about": torch.tensor(list(about.encode()), dtype=torch.uint8)})
@@ -247,7 +249,7 @@ def load_decoded(key: str, config: DataConfig) -> Splits | None:
     about = json.loads(bytes(tensors["about"].tolist()))
     levels, names = about["levels"], about["label_names"]
     train, validation, test = (
-        ImageSet(tensors[f"{role}.images"], level, tensors.get(f"{role}.labels"))
+        ImageSet(tensors[f"{role}.images"], level, tensors.get(f"{role}.labels"), None, tensors.get(f"{role}.digests"))
         for role, level in (("train", levels[0]), ("validation", levels[1]), ("test", levels[1]))
     )
     return Splits(train, validation, test, None if names is None else tuple(names), about["name"], config.binarize)
