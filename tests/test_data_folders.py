@@ -57,6 +57,14 @@ def test_splits_below_the_folder_of_a_zip_file(tmp_path: Path) -> None:
     assert splits.label_names == ("0", "1")
 
 
+def test_partitioned_folders(tmp_path: Path) -> None:
+    for i in range(8):
+        save(tmp_path / f"split={'train' if i < 6 else 'test'}" / f"label={'cat' if i % 2 else 'dog'}" / f"{i}.png", i)
+    splits = load(tmp_path)
+    assert sorted(levels_of(splits.test)) == [6, 7]
+    assert splits.label_names == ("cat", "dog")
+
+
 @pytest.mark.parametrize("folders", [("test", "val"), ("test",), ("dev", "Testing")])
 def test_no_training_images(tmp_path: Path, folders: tuple[str, ...]) -> None:
     for folder in folders:
@@ -216,6 +224,15 @@ def test_ids_are_no_classes(tmp_path: Path) -> None:
     rows(tmp_path / "a.parquet", [v % 256 for v in range(200)], label=list(range(200)))
     with pytest.warns(UserWarning, match="200 different labels for 200 images are no classes; left out"):
         assert load(tmp_path).train.labels is None
+
+
+def test_labels_that_are_missing_are_said() -> None:
+    with pytest.warns(UserWarning, match="x: 1 of 3 train images have no label; those of the others are left out"):
+        encoded, names = encode_labels({"train": [0, None, 1], "test": [1.0]}, None, "x")
+    assert encoded["train"] is None
+    assert encoded["test"] is not None
+    assert names == ("1",)
+    assert encode_labels({"test": [-1, -1]}, ["a"], "x") == ({"test": None}, None)  # kept to themselves
 
 
 def test_labels_are_found_by_name() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
 import struct
 import sys
 import zlib
@@ -20,6 +19,8 @@ from PIL import Image
 from goalgen.data.formats import EXTENSIONS
 from goalgen.data.images import decode_image, inspect_image
 from goalgen.errors import GoalgenError
+
+resource = pytest.importorskip("resource")  # the peak of memory is not told on Windows
 
 BACKGROUND = (10, 200, 90)
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -283,8 +283,16 @@ def test_names_of_files_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest
     data = write_images(tmp_path / "data")
     (data / "\x1b[31mred\u202e.png").write_text("no")
     (data / "a\x07\n.heic").write_text("no")
-    assert cli.main(["train", *tiny_options(tmp_path / "run", data=data, max_steps=1)]) == 0
+    for name in ("\x1b[2Ja", "b"):
+        write_images(data / name, 20, seed=len(name))
+        (data / name / "000.png").rename(data / name / "\x1b.png")
+    for file in data.glob("*.png"):
+        file.rename(data / "b" / f"c{file.name}")
+    assert cli.main(["train", *tiny_options(tmp_path / "run", data=data, max_steps=1, condition="label")]) == 0
     error = capsys.readouterr().err
     assert r"\x1b[31mred\u202e.png" in error
     assert r"a\x07" in error
-    assert all(c.isprintable() or c == "\n" for c in error)
+    assert cli.main(["show", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert r"--label \x1b[2Ja" in shown
+    assert all(c.isprintable() or c == "\n" for c in error + shown)

@@ -19,7 +19,7 @@ from goalgen.cli.options import (
     parse,
     parse_config,
 )
-from goalgen.errors import GoalgenError
+from goalgen.errors import GoalgenError, one_line
 
 
 def run_train(arguments: Sequence[str]) -> int:
@@ -150,12 +150,15 @@ def run_evaluate(arguments: Sequence[str]) -> int:
 def _print_table(numbers: dict[str, Any]) -> None:
     """The numbers, each with its held-out reference and what it means."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from goalgen.evaluation import MEANING, OF_MODEL
 
     other = numbers["sampler"] != "model"  # samples are not of the model that the bound is of
-    table = Table(title=f"{numbers['data']}: {numbers['num_test']} test images, {numbers['num_samples']} samples")
+    table = Table(
+        title=f"{escape(one_line(numbers['data']))}: {numbers['num_test']} test images, {numbers['num_samples']} samples"
+    )
     table.add_column("number", no_wrap=True)
     if other:
         table.add_column("of", no_wrap=True)
@@ -199,14 +202,14 @@ def run_show(arguments: Sequence[str]) -> int:
     from goalgen.model import load
 
     model = load(options.model)
-    print(str(model).removeprefix("<goalgen.Model: ").removesuffix(">"))
-    print(f"start: {model.config.model.start}; data: {model.config.data.data}")
+    print(one_line(str(model).removeprefix("<goalgen.Model: ").removesuffix(">")))
+    print(one_line(f"start: {model.config.model.start}; data: {model.config.data.data}"))
     about = model.facts.get("data") or {}
     for role in ("train", "validation", "test"):
         if role in about:
             print(f"{about[role]['images']:>9,} {role} images, fingerprint {about[role]['fingerprint']}")
     for number, name in enumerate(model.classes):
-        print(f"--label {name}" + ("" if name == str(number) else f"  (number {number})"))
+        print(f"--label {one_line(name)}" + ("" if name == str(number) else f"  (number {number})"))
     return 0
 
 

@@ -39,9 +39,16 @@ def encode_labels(
     A split that misses a label has none at all.
 
     Warns:
-        UserWarning: there are so many different labels that they cannot be classes; they are left out.
+        UserWarning: some images of a split have a label and some have not, or there are so many different labels that they cannot be classes; they are left out.
     """
-    names: dict[str, list[str] | None] = {split: _names(column, known) for split, column in columns.items()}
+    named = {split: None if column is None else [_name(v, known) for v in column] for split, column in columns.items()}
+    names: dict[str, list[str] | None] = dict.fromkeys(columns)
+    for split, found in named.items():
+        if found and None not in found:
+            names[split] = [name for name in found if name is not None]
+        elif found and (lacking := found.count(None)) < len(found):
+            message = f"{source}: {lacking:,} of {len(found):,} {split} images have no label"
+            warnings.warn(f"{message}; those of the others are left out", stacklevel=3)
     order = {name: i for i, name in enumerate(known or ())}
     occurring = {name for column in names.values() for name in column or ()}
     classes = tuple(sorted(occurring, key=lambda name: (order.get(name, len(order)), natural(name))))
@@ -59,20 +66,15 @@ def encode_labels(
     return encoded, classes or None
 
 
-def _names(column: list[Any] | None, known: Sequence[str] | None) -> list[str] | None:
-    if column is None:
+def _name(value: Any, known: Sequence[str] | None) -> str | None:
+    """The name of a label, None where it is none; -1 is what Hugging Face writes for a label that it keeps to itself."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)  # a Mac's folders are spelt otherwise
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or value < 0:
         return None
-    found = []
-    for value in column:
-        if isinstance(value, str):
-            found.append(unicodedata.normalize("NFC", value))  # a Mac's folders are spelt otherwise
-        elif (
-            isinstance(value, int) and value >= 0
-        ):  # Hugging Face writes -1 for labels that a test split keeps to itself
-            found.append(known[value] if known and value < len(known) else str(value))
-        else:
-            return None
-    return found
+    return known[value] if known and value < len(known) else str(value)
 
 
 def find_label(wanted: str | int, names: Sequence[str]) -> int:

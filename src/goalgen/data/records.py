@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from goalgen.data.files import find_images
 from goalgen.data.formats import EXTENSIONS
@@ -129,9 +130,15 @@ def _shared(homes: list[list[str]]) -> int:
 
 
 def _class_folders(home: list[str]) -> list[str]:
-    """Folders around an image, without the one that names its split."""
+    """Folders around an image, without the one that names its split; of label=cat the label."""
     at = next((i for i, folder in enumerate(home) if split_of_folder(folder)), None)
-    return home if at is None else home[:at] + home[at + 1 :]
+    return [label_of_folder(f) or f for i, f in enumerate(home) if i != at]
+
+
+def label_of_folder(name: str) -> str | None:
+    """Return the label that a folder of a partition gives to all that is in it, such as label=cat; None for all others."""
+    key, _, value = name.partition("=")
+    return unquote(value) if value and key.lower() in ("label", "labels", "class") else None
 
 
 def _say_unlabelled(root: Path, homes: dict[Path, list[str]]) -> None:

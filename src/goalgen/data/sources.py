@@ -7,6 +7,7 @@ into one tensor allocated beforehand.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from functools import partial
@@ -217,13 +218,14 @@ def _decode(
 
 
 def _finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[str, ...] | None, name: str) -> Splits:
+    sets = {role: dataclasses.replace(part, digests=part.digest()) for role, part in sets.items()}
     if config.binarize:
         if sets["train"].shape[0] != 1:
             raise GoalgenError("--binarize needs grey images, and these are RGB; set --channels 1 as well")
         for role in ("validation", "test"):
             grey = sets[role]
             drawn = binarize_images(grey.images, grey.levels, rng.generator(0, f"binarize {role}"))
-            sets[role] = ImageSet(drawn, 2, grey.labels, grey.names, grey.digest())
+            sets[role] = ImageSet(drawn, 2, grey.labels, grey.names, grey.digests)
     return Splits(sets["train"], sets["validation"], sets["test"], label_names, name, config.binarize)
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from goalgen.cache import cache_key, load_stored, store
 from goalgen.config import DataConfig
 from goalgen.data.files import list_files
 from goalgen.data.formats import EXTENSIONS
-from goalgen.data.records import SPLIT_NAMES, Item, Records, Source, by_split
+from goalgen.data.records import SPLIT_NAMES, Item, Records, Source, by_split, label_of_folder
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
 
@@ -84,15 +83,6 @@ def parquet_splits(tables: list[Path], root: Path) -> dict[str, list[Path]]:
     return by_split(tables, split_of, root)
 
 
-def partition_label(file: Path, root: Path) -> str | None:
-    """Return the label that the folders of a partition give to all rows of a file (label=cat/0.parquet)."""
-    for part in file.relative_to(root).parts[:-1]:
-        key, _, value = part.partition("=")
-        if value and key.lower() in ("label", "labels", "class"):
-            return unquote(value)
-    return None
-
-
 def open_parquet(name: str, groups: dict[str, list[Path]], root: Path) -> Source:
     """Return the source of the parquet files of each split, all below ``root``.
 
@@ -121,7 +111,7 @@ def open_parquet(name: str, groups: dict[str, list[Path]], root: Path) -> Source
     for split, files in groups.items():
         try:
             schema = pq.read_schema(files[0])
-            told = {file: partition_label(file, root) for file in files}
+            told = {f: next(filter(None, map(label_of_folder, f.relative_to(root).parts[:-1])), None) for f in files}
             labels = None
             if all(told.values()):
                 labels = [str(told[file]) for file in files for _ in range(pq.read_metadata(file).num_rows)]
