@@ -128,6 +128,21 @@ def test_images_that_turn_up_are_refused_before_settings_are_chosen(
     assert "was begun with (images are 3x16x16 now, and were 1x8x8); put them back" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_run_does_not_go_on_from_other_images(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_images(tmp_path / "start", 3)
+    image = folder / "000.png"
+    options = tiny_options(tmp_path / "run", start=image if kind == "file" else folder, max_steps=1)
+    assert cli.main(["train", *options]) == 0
+    assert cli.main(["train", *options]) == 0
+    before = digest(tmp_path / "run")
+    Image.new("L", (8, 8), 77).save(image)
+    capsys.readouterr()
+    assert cli.main(["train", *options, "--max-steps", "2"]) == 2
+    assert "not the images that the run in" in capsys.readouterr().err
+    assert digest(tmp_path / "run") == before
+
+
 def test_what_was_trained_on_is_never_a_test_image(world: Path) -> None:
     """Files that are added move the split: images that were trained on would be held out now."""
     model = load(world / "run")

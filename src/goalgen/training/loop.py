@@ -34,7 +34,7 @@ from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log
 from goalgen.training.machine import StopSignal, choose_precision, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
-from goalgen.training.preparation import check_config, check_data, class_names, prepare_folder
+from goalgen.training.preparation import check_config, check_data, check_start, class_names, prepare_folder
 from goalgen.training.validation import draw_snapshot, validation_bound
 
 TIMED = 10
@@ -315,8 +315,8 @@ class Trainer:
     # -- beginning and end -----------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        folder = self.config.out
-        kept = list_checkpoints(folder)
+        folder, kept = self.config.out, list_checkpoints(self.config.out)
+        self.provenance = check_start(self.config, self.provenance, self.start)
         if kept:
             self.progress = load_checkpoint(kept[-1], self.family, self.ema.module, self.optimizer)
             self.window = [torch.tensor(v, device=self.accelerator.device) for v in self.progress.window]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from goalgen.config import Config
@@ -14,6 +14,7 @@ from goalgen.errors import GoalgenError
 from goalgen.families import check_model
 from goalgen.family import check_above_zero, check_least, check_share
 from goalgen.settings import load_config
+from goalgen.starts import Start
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -95,6 +96,23 @@ def check_data(config: Config, data: Splits) -> Provenance:
             "choose another --out"
         )
     return now
+
+
+def check_start(config: Config, known: Provenance, start: Start) -> Provenance:
+    """Return what is known of the data, and of the files to start from, which must be those that the run was begun with.
+
+    Raises:
+        GoalgenError: they have changed since.
+    """
+    now, before = start.fingerprint(), Provenance.load(config.out / FILE)
+    if now is None:
+        return known
+    if before is not None and before.about.get("start", now) != now:
+        raise GoalgenError(
+            f"--start {config.model.start}: not the images that the run in {config.out} was begun with; put them back, or choose "
+            "another --out"
+        )
+    return replace(known, about={**known.about, "start": now})
 
 
 def class_names(data: Splits) -> tuple[str, ...]:
