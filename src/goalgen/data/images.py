@@ -97,13 +97,21 @@ def decode_image(
             image.close()  # its memory is needed
         if orientation in _TRANSPOSE:
             flat = flat.transpose(_TRANSPOSE[orientation])
-        flat = flat.convert("L" if grey else "RGB")
+        wanted = "L" if grey else "RGB"
+        flat = flat if flat.mode == wanted else flat.convert(wanted)
         if image_size is not None and (flat.height, flat.width) != tuple(image_size):
             flat = _resize(flat, image_size, fit, colour)
-        pixels = np.empty((1 if grey else 3, flat.height, flat.width), np.uint8)
-        for channel in range(len(pixels)):
-            pixels[channel] = np.asarray(flat.getchannel(channel))
-    return torch.from_numpy(pixels)
+    return torch.from_numpy(np.array(flat)[None] if grey else _channels_first(flat))
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image, (3, height, width) uint8."""
+    if image.width * image.height <= 2**22:
+        return np.array(image).transpose(2, 0, 1).copy()
+    pixels = np.empty((3, image.height, image.width), np.uint8)  # a channel at a time takes less memory, and longer
+    for channel in range(3):
+        pixels[channel] = np.asarray(image.getchannel(channel))
+    return pixels
 
 
 @contextlib.contextmanager
