@@ -40,6 +40,15 @@ def test_classes_beside_a_test_folder(tmp_path: Path) -> None:
     assert names_of(splits, splits.test) == ["cats"]
 
 
+def test_a_flat_test_folder_leaves_the_labels_of_the_others(tmp_path: Path) -> None:
+    for i in range(8):
+        save(tmp_path / "train" / ("cats" if i % 2 else "dogs") / f"{i}.png", i)
+        save(tmp_path / "test" / f"{i}.png", 100 + i)
+    splits = load(tmp_path)
+    assert splits.test.labels is None
+    assert names_of(splits, splits.train) == ["cats" if i % 2 else "dogs" for i in levels_of(splits.train)]
+
+
 def test_splits_inside_of_classes(tmp_path: Path) -> None:
     for i in range(12):
         save(tmp_path / ("cats" if i % 2 else "dogs") / ("train" if i < 9 else "test") / f"{i}.png", i)

@@ -146,7 +146,7 @@ def test_classes(tmp_path: Path) -> None:
     assert set(splits.train.names) <= {f"{'cat' if i % 2 else 'dog'}/{i}" for i in range(10)}
     save(tmp_path / "stray.png", 99)  # now the folders are not classes of everything
     with pytest.warns(
-        UserWarning, match="images have no labels, as not every one lies in a folder of its class: .*stray"
+        UserWarning, match="train images have no labels, as not every one lies in a folder of its class: .*stray"
     ):
         assert load(tmp_path).label_names is None
     save(tmp_path / "single" / "only" / "0.png", 1)

@@ -39,7 +39,8 @@ def encode_labels(
     A split that misses a label has none at all.
 
     Warns:
-        UserWarning: some images of a split have a label and some have not, or there are so many different labels that they cannot be classes; they are left out.
+        UserWarning: some images of a split have a label and some have not, or there are so many different labels that they
+            cannot be classes; they are left out.
     """
     named = {split: None if column is None else [_name(v, known) for v in column] for split, column in columns.items()}
     names: dict[str, list[str] | None] = dict.fromkeys(columns)

@@ -100,23 +100,22 @@ def open_folder(name: str, root: Path) -> Source:
 
     folders = {p: list(p.relative_to(root).parts[:-1]) for p in paths}
     groups = by_split(paths, lambda p: next(filter(None, map(split_of_folder, folders[p])), None), root)
-    for place in root.iterdir():
-        if (
-            place.is_dir()
-            and split_of_folder(place.name) == "train"
-            and not any(place in p.parents for p in groups["train"])
-        ):
+    for place in filter(Path.is_dir, root.iterdir()):
+        if split_of_folder(place.name) == "train" and not any(place in p.parents for p in groups["train"]):
             raise GoalgenError(f"the training folder {place} holds no images; fill it or remove it")
     shared = _shared(list(folders.values()))
-    homes = {p: _class_folders(folders[p][shared:]) for group in groups.values() for p in group}
+    homes = {split: [_class_folders(folders[p][shared:]) for p in group] for split, group in groups.items()}
+    inside = {split: all(len(home) == 1 for home in found) for split, found in homes.items()}
     # One folder tells nothing apart, so it is no class.
-    labelled = all(len(h) == 1 for h in homes.values()) and len({h[0] for h in homes.values()}) > 1
-    if not labelled and len({h[0] for h in homes.values() if h}) > 1:  # they would be, but for some images
-        _say_unlabelled(root, homes)
+    several = len({home[0] for split, found in homes.items() if inside[split] for home in found}) > 1
     splits = {}
     for split, group in groups.items():
         names = tuple(p.relative_to(root).with_suffix("").as_posix() for p in group)
-        labels: list[Any] | None = [homes[p][0] for p in group] if labelled else None
+        labels: list[Any] | None = [home[0] for home in homes[split]] if several and inside[split] else None
+        if not inside[split] and len({home[0] for home in homes[split] if home}) > 1:
+            odd = next(p for p, home in zip(group, homes[split], strict=True) if len(home) != 1)
+            message = f"{root}: {split} images have no labels, as not every one lies in a folder of its class: {odd}"
+            warnings.warn(message, stacklevel=3)
         splits[split] = Records(partial(iter, [(str(path), path) for path in group]), labels, names)
     return Source(name, splits, None)
 
@@ -139,10 +138,3 @@ def label_of_folder(name: str) -> str | None:
     """Return the label that a folder of a partition gives to all that is in it, such as label=cat; None for all others."""
     key, _, value = name.partition("=")
     return unquote(value) if value and key.lower() in ("label", "labels", "class") else None
-
-
-def _say_unlabelled(root: Path, homes: dict[Path, list[str]]) -> None:
-    """Warn that folders are no classes, which may not be what was meant."""
-    odd = next(p for p, h in homes.items() if len(h) != 1)
-    message = f"{root}: images have no labels, as not every one lies in a folder of its class: {odd}"
-    warnings.warn(message, stacklevel=3)
