@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, str]] = [
     ("config", "config"),
     (
         "data",
-        "data data.images data.records data.sets data.sources data.tables",
+        "data data.files data.formats data.images data.labels data.levels data.pixels data.provenance data.records data.sets data.sources data.tables",
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),

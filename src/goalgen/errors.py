@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def one_line(message: object) -> str:
+    """A message as one line, with escapes for what would steer a terminal, as the names of files may hold."""
+    line = " ".join(str(message).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+
+
 class GoalgenError(Exception):
     """Something the user can mend: the message says what is wrong and what to do, on one line.
 

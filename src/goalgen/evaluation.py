@@ -11,6 +11,8 @@ from torch import Tensor
 
 from goalgen.config import Measurement
 from goalgen.data import ImageSet, Splits, binarize_images
+from goalgen.data.labels import match_labels
+from goalgen.data.provenance import Provenance, unseen
 from goalgen.errors import GoalgenError
 from goalgen.family import check_least
 from goalgen.metrics import make_features, sample_quality
@@ -58,12 +60,16 @@ def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
 
     Raises:
         GoalgenError: the data do not fit the model, or a number is out of range.
+
+    Warns:
+        UserWarning: the data are others than the model was made from.
     """
     how = Measurement(**settings)
     check_least(how, num_test=6, num_samples=6, iw_images=1)
+    same = model.provenance is not None and not model.provenance.differences(Provenance.of(data))
+    data = held_out(model, data)
     if how.num_test is not None:
         data = dataclasses.replace(data, test=data.test.subset(range(min(how.num_test, len(data.test)))))
-    check_fit(model, data)
     given = given_of(model, data.test, how.start)
     quality, drawn = measure_samples(model, data, how, given)
     episodes = model.rollout(data.test.images[:REPORT_IMAGES], how.seed, **rows_of(given, REPORT_IMAGES))
@@ -84,7 +90,26 @@ def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
         "weights": model.weights,
         "step": model.facts.get("step"),
         "data": data.name,
+        "data_of_model": None if model.provenance is None else same,
     }
+
+
+def held_out(model: Model, data: Splits) -> Splits:
+    """Return ``data`` as a model may be measured on them: no test image that it has seen, labels by its own numbers.
+
+    Warns:
+        UserWarning: the data are others than the model was made from.
+
+    Raises:
+        GoalgenError: they have another shape or other grey levels, lack labels, or have classes that the model does not know.
+    """
+    check_fit(model, data)
+    data = unseen(data, model.provenance)
+    if not model.classes or data.test.labels is None:
+        return data
+    names = data.label_names or tuple(map(str, range(int(data.test.labels.max()) + 1)))
+    labels = match_labels(data.test.labels, names, model.classes)
+    return dataclasses.replace(data, test=dataclasses.replace(data.test, labels=labels))
 
 
 def check_fit(model: Model, data: Splits) -> None:
@@ -118,7 +143,7 @@ def rows_of(given: Given, count: int, first: int = 0) -> Given:
     return {
         **given,
         "names": None if names is None else names[rows],
-        "labels": None if labels is None else labels[rows],
+        "labels": labels if labels is None or isinstance(labels, (int, str)) else labels[rows],
     }
 
 

@@ -14,6 +14,8 @@ from goalgen import rng
 from goalgen.bound import Bound, bits_per_dim, bound, importance_weighted_bound
 from goalgen.config import Config
 from goalgen.data import from_unit, to_unit
+from goalgen.data.labels import Labels, label_numbers, listed
+from goalgen.data.provenance import Provenance
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.rollout import Trajectory, draw_noise, rollout
@@ -34,8 +36,8 @@ class Given(TypedDict, total=False):
     """initial state, see :meth:`Model.start`; unset: the one trained with"""
     names: Sequence[str] | None
     """a name for each, for a start that is a folder paired by name"""
-    labels: Tensor | Sequence[int] | None
-    """a label for each, (N,), of a model that is conditioned on labels"""
+    labels: Labels | None
+    """a label for each, of a model that is conditioned on labels: (N,) numbers of its classes, or their names"""
 
 
 class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
@@ -47,6 +49,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         facts: shape, levels, step, label names and the like.
         weights: which weights these are, "ema" or "raw".
         origin: where it was loaded from.
+        provenance: the images that it was made from, where that is known.
     """
 
     def __init__(
@@ -57,10 +60,11 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         start_image: Tensor | None,
         weights: str,
         origin: str = "",
+        provenance: Provenance | None = None,
     ) -> None:
         self.family = family.eval().requires_grad_(False)
         self.config, self.facts, self.start_image = config, facts, start_image
-        self.weights, self.origin = weights, origin
+        self.weights, self.origin, self.provenance = weights, origin, provenance
 
     # -- facts -----------------------------------------------------------------------------------------------------
 
@@ -73,7 +77,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             f"images of {channels}x{height}x{width} in {self.levels} levels",
             f"from {self.origin or 'memory'}" + (f" (step {step:,}, {kind} weights)" if step is not None else ""),
             f"{size['generative']:,} weights for sampling, {size['gc_agent']:,} in the GC-agent",
-        ]
+        ] + ([f"classes {listed(self.classes)}"] if self.classes else [])
         return f"<goalgen.Model: {', '.join(parts)}>"
 
     @property
@@ -85,6 +89,12 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
     def levels(self) -> int:
         """Grey levels of its images."""
         return self.family.levels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it is told, by their numbers; none if it is told none."""
+        names, count = self.facts.get("label_names") or (), self.family.num_labels
+        return tuple(str(names[i]) if i < len(names) else str(i) for i in range(count))
 
     @property
     def horizon(self) -> int:
@@ -135,7 +145,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         start: str | Tensor | None = None,
         goals: Tensor | None = None,
         names: Sequence[str] | None = None,
-        labels: Tensor | Sequence[int] | int | None = None,
+        labels: Labels | None = None,
         temperature: float = 1.0,
         steps: int | None = None,
         correlation: float = 0.0,
@@ -151,8 +161,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             start: initial state, see :meth:`start`.
             goals: (num, C, height, width) uint8 grey levels, for a start that is a function of the goal.
             names: num names, for a start that is a folder paired by name.
-            labels: of a model that is conditioned on labels: one for all images, or num; unset: image i is of class i
-                modulo the number of classes.
+            labels: of a model that is conditioned on labels: one for all images, or num, by name or number (see
+                :attr:`classes`); unset: image i is of class i modulo the number of classes.
             temperature: below 1 keeps to likelier actions; 1 is the model.
             steps: actions to take, where the model can skip steps; unset: all it was trained with.
             correlation: from 0, the model, to 1: share of the noise of a bridge's actions that is taken from the canvas
@@ -169,7 +179,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         if correlation and not self.family.can_correlate:
             raise GoalgenError("this model's actions have no correlation: --correlation is for --environment bridge")
         begin, path = self.start(start), self.family.path(steps)
-        classes = self._sample_labels(labels, num, first)
+        turns = (torch.arange(num) + first) % len(self.classes) if labels is None and self.classes else labels
+        classes = self._labels(turns, num)
         goals = None if goals is None else self._unit(goals)
         if goals is not None and len(goals) != num:
             raise GoalgenError(f"{len(goals)} goals were given for {num} samples; give one for each")
@@ -181,34 +192,19 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         )
         return draw_samples(self.family, wanted, trained_start=self.config.model.start)
 
-    def _sample_labels(self, labels: Tensor | Sequence[int] | int | None, num: int, first: int) -> Tensor | None:
-        """Labels (num,) of new images."""
-        count = self.family.num_labels
-        if labels is None and count:
-            return (torch.arange(num) + first) % count
-        if isinstance(labels, int):
-            labels = [labels] * num
-        return self._labels(labels, num)
-
-    def _labels(self, labels: Tensor | Sequence[int] | None, num: int) -> Tensor | None:
+    def _labels(self, labels: Labels | None, num: int) -> Tensor | None:
         """Labels as (num,) int64 on the CPU.
 
         Raises:
             GoalgenError: the model is not told labels, or needs them; or they are not so many, or not among its classes.
         """
-        count = self.family.num_labels
         if labels is None:
-            if count:
+            if self.classes:
                 raise GoalgenError("this model is conditioned on labels: give the label of every image")
             return None
-        if not count:
+        if not self.classes:
             raise GoalgenError("this model is not conditioned on labels (--condition label)")
-        found = torch.as_tensor(labels)
-        if found.ndim != 1 or len(found) != num:
-            raise GoalgenError(f"{found.numel()} labels were given for {num} images; give one for each")
-        if not bool(((found >= 0) & (found < count)).all()):
-            raise GoalgenError(f"labels must be 0 to {count - 1}")
-        return found.long()
+        return label_numbers(labels, num, self.classes)
 
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
@@ -297,7 +293,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return path
 
     def _write(self, path: Path) -> None:
-        save_model(path, self.config, self.family, None, self.start_image, {**self.facts, "weights": self.weights})
+        facts = {**self.facts, "weights": self.weights}
+        save_model(path, self.config, self.family, None, self.start_image, facts, self.provenance)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         import shutil
@@ -345,4 +342,5 @@ def load(
     folder = find_model(path_or_hub_name, which, revision, token)
     saved = load_saved(folder, weights)
     family = saved.family.to(device)
-    return Model(family, saved.config, saved.facts, saved.start_image, saved.weights, str(path_or_hub_name))
+    origin = str(path_or_hub_name)
+    return Model(family, saved.config, saved.facts, saved.start_image, saved.weights, origin, saved.provenance)

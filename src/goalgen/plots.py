@@ -19,6 +19,7 @@ from torch import Tensor
 from goalgen import rng
 from goalgen.data import ImageSet, Splits, binarize_images, from_unit, load_data, to_bytes
 from goalgen.errors import GoalgenError
+from goalgen.evaluation import held_out
 from goalgen.figures import BLUE, DPI, HEAT, ORANGE, SKY, VERMILION, WIDTH, heat_figure, new_figure, place, write
 from goalgen.metrics.statistics import nearest_rows
 from goalgen.model import Model, load
@@ -138,7 +139,7 @@ def _load_data(model: Model) -> Splits | None:
         if (data.test.shape, data.test.levels) != (model.shape, model.levels):
             now, then = f"{data.test.shape} of {data.test.levels}", f"{model.shape} of {model.levels}"
             raise GoalgenError(f"its images are now {now} levels, the model's are {then}")
-        return data
+        return held_out(model, data)
     except GoalgenError as error:
         warnings.warn(f"the run's data cannot be used, pictures that need them are left out: {error}", stacklevel=4)
         return None

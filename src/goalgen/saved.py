@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor, nn
 
 from goalgen.config import Config
+from goalgen.data.provenance import FILE, Provenance
 from goalgen.errors import GoalgenError
 from goalgen.families import make
 from goalgen.family import Family
@@ -37,6 +38,8 @@ class Saved:
     """the initial state (C, height, width), if it is one image for all"""
     weights: str
     """which weights these are, "ema" or "raw" """
+    provenance: Provenance | None
+    """the images that it was made from, where that was kept"""
 
 
 def model_tensors(family: nn.Module) -> dict[str, Tensor]:
@@ -53,6 +56,7 @@ def save_model(
     raw: nn.Module | None,
     start_image: Tensor | None,
     extra: dict[str, Any],
+    provenance: Provenance | None = None,
 ) -> None:
     """Write a saved model atomically: configuration, the weights to use, and the raw ones beside them.
 
@@ -61,6 +65,7 @@ def save_model(
         raw: holds the weights that the optimiser moves, if they are to be kept too.
         start_image: the initial state (C, height, width), if it is one image for all.
         extra: facts about the model, JSON values ("step", "validation_bits_per_dim", "label_names", ...).
+        provenance: the images that it was made from.
     """
     facts = {**extra, "shape": list(family.shape), "levels": family.levels, "num_labels": family.num_labels}
 
@@ -72,6 +77,9 @@ def save_model(
         save_tensors(temporary / "model.safetensors", tensors, metadata)
         if raw is not None:
             save_tensors(temporary / "model.raw.safetensors", model_tensors(raw), {"weights": "raw"})
+        if provenance is not None:
+            facts["data"] = provenance.about
+            provenance.save(temporary / FILE)
         text = json.dumps({**to_dict(config), "facts": facts}, indent=2) + "\n"
         (temporary / "config.json").write_text(text, encoding="utf-8")
 
@@ -112,7 +120,7 @@ def load_saved(folder: Path, weights: str = "ema") -> Saved:
     for name, tensor in (tensors if image is None else {**tensors, "start.image": image}).items():
         if not math.isfinite(tensor.double().sum().item()):
             raise GoalgenError(f"{folder}: the weights {name} hold NaN or infinity; use another checkpoint")
-    return Saved(family, config, facts, image, metadata.get("weights", "ema"))
+    return Saved(family, config, facts, image, metadata.get("weights", "ema"), Provenance.load(folder / FILE))
 
 
 def _is_shape(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: goalgen train | sample | evaluate | plot | demo."""
+"""The command line: goalgen train | sample | evaluate | show | plot | demo."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_sample, run_train
-from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions
-from goalgen.errors import GoalgenError
+from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_sample, run_show, run_train
+from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions, ShowOptions
+from goalgen.errors import GoalgenError, one_line
 
-__all__ = ["DemoOptions", "EvaluateOptions", "PlotOptions", "SampleOptions", "main"]
+__all__ = ["DemoOptions", "EvaluateOptions", "PlotOptions", "SampleOptions", "ShowOptions", "main"]
 
 USAGE = """goalgen: generative models learned with goal-conditioned reinforcement learning
 
@@ -20,6 +20,7 @@ USAGE = """goalgen: generative models learned with goal-conditioned reinforcemen
   goalgen train --data SRC --out DIR       train; the same command again resumes
   goalgen sample DIR --out PATH            draw new images
   goalgen evaluate DIR                     bound, quality, diversity, each beside its held-out reference
+  goalgen show DIR                         what a model is: its kind, its data, its classes
   goalgen plot DIR                         learning curves, KL by step, action usage, neighbours
 
 `goalgen COMMAND --help` lists the options. DIR is the folder of a run, a saved model, zoo:digits, or a hub name."""
@@ -29,13 +30,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "sample": run_sample,
     "evaluate": run_evaluate,
+    "show": run_show,
     "plot": run_plot,
     "demo": run_demo,
 }
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"goalgen: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"goalgen: warning: {one_line(message)}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except GoalgenError as error:
-        print(f"goalgen: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"goalgen: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("goalgen: interrupted", file=sys.stderr)

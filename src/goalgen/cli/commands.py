@@ -15,10 +15,11 @@ from goalgen.cli.options import (
     ModelOptions,
     PlotOptions,
     SampleOptions,
+    ShowOptions,
     parse,
     parse_config,
 )
-from goalgen.errors import GoalgenError
+from goalgen.errors import GoalgenError, one_line
 
 
 def run_train(arguments: Sequence[str]) -> int:
@@ -83,6 +84,9 @@ def run_sample(arguments: Sequence[str]) -> int:
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
     }  # fmt: skip
+    if sampled.labels is not None:
+        names = [model.classes[i] for i in sampled.labels.tolist()]
+        facts["labels"] = {f"{i:05d}.png": name for i, name in enumerate(names, options.first)}
     written = write_samples(sampled, options.out, grid=options.grid, trajectory=options.trajectory, facts=facts)
     extra = [str(p) for p in written if p.stem in ("grid", "trajectories", "guesses")]
     print(
@@ -97,6 +101,7 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str]
     import torch
 
     from goalgen.data import from_unit, load_data, to_unit
+    from goalgen.data.provenance import unseen
     from goalgen.starts import FolderStart
 
     start = model.start(options.start)
@@ -116,6 +121,8 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str]
     splits = load_data(source)
     if splits.train.shape != model.shape:
         raise GoalgenError(f"the goals for the start are {splits.train.shape}, the model's images {model.shape}")
+    if options.start_goals is None:
+        splits = unseen(splits, model.provenance)
     # A start is seen through the model's own grey levels, whatever those of the goals' files.
     goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
     index = (torch.arange(options.num) + options.first) % len(goals)
@@ -143,12 +150,15 @@ def run_evaluate(arguments: Sequence[str]) -> int:
 def _print_table(numbers: dict[str, Any]) -> None:
     """The numbers, each with its held-out reference and what it means."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from goalgen.evaluation import MEANING, OF_MODEL
 
     other = numbers["sampler"] != "model"  # samples are not of the model that the bound is of
-    table = Table(title=f"{numbers['data']}: {numbers['num_test']} test images, {numbers['num_samples']} samples")
+    table = Table(
+        title=f"{escape(one_line(numbers['data']))}: {numbers['num_test']} test images, {numbers['num_samples']} samples"
+    )
     table.add_column("number", no_wrap=True)
     if other:
         table.add_column("of", no_wrap=True)
@@ -183,6 +193,24 @@ def _print_table(numbers: dict[str, Any]) -> None:
         f"operations; weights: {weights['generative']:,} for sampling, {weights['gc_agent']:,} in the GC-agent"
     )
     console.print(f"feature space: {numbers['features']}; start: {numbers['start']}; pixels: {numbers['pixels']}")
+
+
+def run_show(arguments: Sequence[str]) -> int:
+    """goalgen show"""
+    options = parse(ShowOptions, "show", arguments)
+
+    from goalgen.model import load
+
+    model = load(options.model)
+    print(one_line(str(model).removeprefix("<goalgen.Model: ").removesuffix(">")))
+    print(one_line(f"start: {model.config.model.start}; data: {model.config.data.data}"))
+    about = model.facts.get("data") or {}
+    for role in ("train", "validation", "test"):
+        if role in about:
+            print(f"{about[role]['images']:>9,} {role} images, fingerprint {about[role]['fingerprint']}")
+    for number, name in enumerate(model.classes):
+        print(f"--label {one_line(name)}" + ("" if name == str(number) else f"  (number {number})"))
+    return 0
 
 
 def run_plot(arguments: Sequence[str]) -> int:

@@ -22,6 +22,9 @@ from goalgen.errors import GoalgenError
 
 T = TypeVar("T")
 
+ABOUT_FILES = ("image_size", "fit", "channels", "background", "corrupt")
+"""Settings that nobody gives who means the embedded digits."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -55,8 +58,9 @@ class SampleOptions(ModelOptions):
     """Below 1 keeps to likelier actions."""
     steps: int | None = None
     """Actions to take, where the model can skip steps (fixed bridge); unset: all it was trained with."""
-    label: int | None = None
-    """Class of all images, for a model trained with --condition label; unset: the classes in turn."""
+    label: str | None = None
+    """Class of all images, by name or number (see `goalgen show`), for a model trained with --condition label; unset: the
+    classes in turn."""
     correlation: float = 0.0
     """Of a bridge: share of the noise of an action that is taken from the canvas rather than drawn; 0 is the model, 1 DDIM."""
     draw_pixels: bool = False
@@ -76,6 +80,14 @@ class EvaluateOptions(ModelOptions):
     data: str | None = None
     """Data to measure on; unset: those of the run."""
     how: Measurement = dataclasses.field(default_factory=Measurement)
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Say what a model is: its kind, its data, its classes."""
+
+    model: tyro.conf.Positional[str]
+    """Folder of a run or of a saved model, a model of the zoo such as zoo:digits, or a hub name."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,13 @@ def parse_config(arguments: Sequence[str], preset: Config | None) -> Config:
             if value != getattr(old, setting.name):
                 table = item.name if item.name in tables else table_of(setting)
                 values.setdefault(table, {})[setting.name] = value
+    files = [name for name in ABOUT_FILES if name in values.get("data", {})]
+    if files and preset is None and not any(a == "--data" or a.startswith("--data=") for a in arguments):
+        option = f"--{files[0].replace('_', '-')}"
+        raise GoalgenError(
+            f"{option} is about images of your own, and --data says none: add --data path/to/images, or --data digits for the "
+            "digits that come with goalgen"
+        )
     return from_dict(values, before, "goalgen train")
 
 

@@ -1,14 +1,8 @@
-"""One image file to one uint8 tensor, and the conversions between grey levels, [-1, 1] and bytes.
-
-Images are uint8 tensors (N, C, height, width) that hold grey levels 0..levels-1; networks see
-float32 in [-1, 1]. Files always decode to 256 levels.
-"""
+"""One image file to one uint8 tensor (C, height, width) of 256 grey levels."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +12,11 @@ import torch
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from goalgen.data.formats import EXTENSIONS, Opened, formats, is_garbled, open_file
+from goalgen.data.pixels import flatten, look
 from goalgen.errors import GoalgenError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Names of files that are taken for images when a folder is read."""
-
-# Named to PIL, so that it neither tries its 40 other formats on every file (slow for WebP, tried last) nor runs
-# Ghostscript on an .eps that calls itself .png.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+__all__ = ["EXTENSIONS", "ImageLike", "decode_image", "inspect_image", "parse_colour"]
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -39,38 +30,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
-
-
-# 1. Finding files
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Yield the files in ``folder`` and below, hidden ones left out, sorted by relative path.
-
-    Links to folders are followed, each folder once.
-    """
-    found: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        # __MACOSX holds the resource forks ("._a.png") that a Mac adds to a zip file: no images, whatever their names.
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        found += [Path(root, f) for f in files if not f.startswith(".")]
-    yield from sorted(found, key=lambda p: p.relative_to(folder).as_posix())
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return the image files (see ``EXTENSIONS``) in ``folder`` and below, in the order of :func:`walk`."""
-    return [p for p in walk(folder) if p.suffix.lower() in EXTENSIONS]
-
-
-# 2. Decoding
 
 
 def parse_colour(colour: str) -> tuple[int, int, int]:
@@ -96,9 +55,10 @@ def inspect_image(source: ImageLike, name: str | None = None) -> tuple[int, int,
     Raises:
         GoalgenError: the file is missing, is no image, or is too large to be one in good faith.
     """
-    with _reading(source, name) as image:
+    with _reading(source, name) as opened:
+        image, stored = opened.image, look(opened)
         size = image.size if _orientation(image) >= 5 else (image.height, image.width)
-        return *size, _is_grey(image)
+        return *size, stored.grey
 
 
 def decode_image(
@@ -112,8 +72,8 @@ def decode_image(
 ) -> Tensor:
     """Return an image as a uint8 tensor (C, height, width) of 256 levels.
 
-    Of an animation the first frame is read; 16-bit grey is scaled to 8 bits; the EXIF orientation is
-    applied; transparent pixels show ``background``.
+    Of an animation the first frame is read; 16 bits are scaled to 8; the orientation of TIFF and EXIF is applied;
+    transparent pixels show ``background``. What has no known scale, or Pillow does not read right, is refused by name.
 
     Args:
         source: a path, the bytes of a file, or a PIL image.
@@ -127,23 +87,35 @@ def decode_image(
         GoalgenError: the image cannot be read, or no colour is called so.
     """
     colour = parse_colour(background)
-    with _reading(source, name) as image:
+    with _reading(source, name) as opened:
         # Read before the pixels are: a PNG may carry a second EXIF block after them, which inspect_image never sees.
-        orientation = _orientation(image)
-        grey = channels == 1 or (channels is None and _is_grey(image))
+        image, orientation, stored = opened.image, _orientation(opened.image), look(opened)
+        grey = channels == 1 or (channels is None and stored.grey)
         image.load()
-        flat = _flatten(image, colour)
+        flat = flatten(image, stored, colour)
+        if image is not source:
+            image.close()  # its memory is needed
         if orientation in _TRANSPOSE:
             flat = flat.transpose(_TRANSPOSE[orientation])
-        flat = flat.convert("L" if grey else "RGB")
+        wanted = "L" if grey else "RGB"
+        flat = flat if flat.mode == wanted else flat.convert(wanted)
         if image_size is not None and (flat.height, flat.width) != tuple(image_size):
             flat = _resize(flat, image_size, fit, colour)
-        array = np.array(flat)
-    return torch.from_numpy(array[None] if grey else array.transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.array(flat)[None] if grey else _channels_first(flat))
+
+
+def _channels_first(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image, (3, height, width) uint8."""
+    if image.width * image.height <= 2**22:
+        return np.array(image).transpose(2, 0, 1).copy()
+    pixels = np.empty((3, image.height, image.width), np.uint8)  # a channel at a time takes less memory, and longer
+    for channel in range(3):
+        pixels[channel] = np.asarray(image.getchannel(channel))
+    return pixels
 
 
 @contextlib.contextmanager
-def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
+def _reading(source: ImageLike, name: str | None) -> Iterator[Opened]:
     """Context in which PIL reads one image: whatever goes wrong inside becomes one GoalgenError with its name."""
     name = name or (str(source) if isinstance(source, (str, Path)) else "the image")
     try:
@@ -151,14 +123,13 @@ def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
             # PIL warns of damaged metadata, about which a user of the pixels can do nothing.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                yield source
+            if isinstance(source, Image.Image) and not is_garbled(source):
+                yield Opened(source)
             else:
-                file = io.BytesIO(source) if isinstance(source, bytes) else source
-                with Image.open(file, formats=_FORMATS) as opened:
+                with open_file(source.filename if isinstance(source, Image.Image) else source) as opened:  # type: ignore[attr-defined]
                     yield opened
-    except (GoalgenError, MemoryError):
-        raise
+    except MemoryError:
+        raise GoalgenError(f"{name} says that it is larger than there is memory; mend or remove it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"the limit is {Image.MAX_IMAGE_PIXELS:,}"
         raise GoalgenError(f"{name} has too many pixels ({limit}); make it smaller first") from None
@@ -168,7 +139,7 @@ def _reading(source: ImageLike, name: str | None) -> Iterator[Image.Image]:
     except Exception as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = f"it is in none of the formats {', '.join(_FORMATS)}"
+            reason = f"it is in none of the formats {', '.join(formats())}"
         raise GoalgenError(f"{name} cannot be read as an image ({reason}); mend or remove it") from None
 
 
@@ -184,26 +155,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _is_grey(image: Image.Image) -> bool:
-    if image.mode == "P":
-        colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)  # this decodes the image
-        return bool((colours == colours[:, :1]).all())
-    return image.mode in _GREY_MODES
-
-
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Return the image in mode L or RGB, 8 bits, opaque."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.rint(values * (255 / 65535)).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise GoalgenError("floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        front = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", front.size, (*background, 255)), front).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
 def _resize(image: Image.Image, size: tuple[int, int], fit: str, background: tuple[int, int, int]) -> Image.Image:
     height, width = size
     lanczos = Image.Resampling.LANCZOS
@@ -216,51 +167,3 @@ def _resize(image: Image.Image, size: tuple[int, int], fit: str, background: tup
     canvas = Image.new("RGB", (width, height), background).convert(image.mode)
     canvas.paste(image.resize(inner, lanczos), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
-
-
-# 3. Grey levels, [-1, 1] and bytes
-
-
-def _check_levels(levels: int) -> None:
-    if not 2 <= levels <= 256:
-        raise GoalgenError(f"levels must be 2 to 256, not {levels}")
-
-
-def to_unit(images: Tensor, levels: int) -> Tensor:
-    """Return grey levels 0..levels-1 (uint8, any shape) as float32 in [-1, 1]."""
-    _check_levels(levels)
-    return images.to(torch.float32) / (levels - 1) * 2 - 1
-
-
-def from_unit(x: Tensor, levels: int) -> Tensor:
-    """Return the nearest grey levels 0..levels-1 (uint8) of values in [-1, 1]; values outside are clamped."""
-    _check_levels(levels)
-    return ((x.float() + 1) / 2 * (levels - 1)).round().clamp(0, levels - 1).to(torch.uint8)
-
-
-def to_bytes(images: Tensor, levels: int) -> Tensor:
-    """Return grey levels 0..levels-1 (uint8, any shape) stretched to 0..255 (uint8), for pictures."""
-    _check_levels(levels)
-    return (images.to(torch.float32) * (255 / (levels - 1))).round().clamp(0, 255).to(torch.uint8)
-
-
-def binarize_images(images: Tensor, levels: int, generator: torch.Generator) -> Tensor:
-    """Return 0 or 1 (uint8, same shape) for every pixel: 1 with probability level / (levels - 1)."""
-    _check_levels(levels)
-    chance = torch.rand(images.shape, generator=generator, device=generator.device)
-    # rand is in [0, 1): level 0 is never drawn as 1, the last level always is.
-    return (chance.to(images.device) < images.to(torch.float32) / (levels - 1)).to(torch.uint8)
-
-
-def augment_shift(images: Tensor, generator: torch.Generator, pixels: int = 1) -> Tensor:
-    """Return every image (N, C, height, width) shifted by its own whole number of pixels.
-
-    Both shifts are uniform in -pixels..pixels; what comes in over the edge repeats the edge.
-    """
-    n, channels, height, width = images.shape
-    shift = torch.randint(-pixels, pixels + 1, (n, 2), generator=generator, device=generator.device).to(images.device)
-    rows = (torch.arange(height, device=images.device) - shift[:, :1]).clamp(0, height - 1)  # (N, height)
-    columns = (torch.arange(width, device=images.device) - shift[:, 1:]).clamp(0, width - 1)  # (N, width)
-    image = torch.arange(n, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -30,6 +30,8 @@ class ImageSet:
     """(N,) int64, or None."""
     names: tuple[str, ...] | None = None
     """N relative paths without extension, where the images came from a folder."""
+    digests: Tensor | None = None
+    """(N,) int64, see :func:`image_digests`, where they are of other images: those that black and white were drawn from."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -64,7 +66,12 @@ class ImageSet:
             self.levels,
             None if self.labels is None else self.labels[chosen],
             None if self.names is None else tuple(self.names[i] for i in chosen.tolist()),
+            None if self.digests is None else self.digests[chosen],
         )
+
+    def digest(self) -> Tensor:
+        """Return a number for each image, (N,) int64, the same for the same pixels."""
+        return image_digests(self.images) if self.digests is None else self.digests
 
     def fingerprint(self) -> str:
         """Return a hash of images, labels and levels (32 hexadecimal digits), for the names of caches."""
@@ -73,6 +80,13 @@ class ImageSet:
         if self.labels is not None:
             digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def image_digests(images: Tensor) -> Tensor:
+    """Return a hash of the pixels of each of ``images`` (N, C, height, width) uint8: (N,) int64."""
+    rows = images.contiguous().reshape(len(images), -1).numpy()
+    found = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
+    return torch.frombuffer(bytearray(found), dtype=torch.int64) if found else torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)

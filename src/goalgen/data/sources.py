@@ -7,10 +7,10 @@ into one tensor allocated beforehand.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -20,8 +20,12 @@ from torch import Tensor
 from goalgen import rng
 from goalgen.config import DataConfig
 from goalgen.data import tables
-from goalgen.data.images import EXTENSIONS, binarize_images, decode_image, inspect_image, parse_colour, to_bytes, walk
-from goalgen.data.records import Records, Source, encode_labels, open_folder
+from goalgen.data.files import list_files, say_unread
+from goalgen.data.images import EXTENSIONS, decode_image, inspect_image, parse_colour
+from goalgen.data.labels import encode_labels
+from goalgen.data.levels import binarize_images, to_bytes
+from goalgen.data.provenance import say_repeated
+from goalgen.data.records import Records, Source, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
 from goalgen.errors import GoalgenError
 
@@ -37,13 +41,20 @@ def load_data(config: DataConfig) -> Splits:
     a run's seed nor on the machine, so that runs can be compared.
 
     Warns:
-        UserWarning: unreadable images were skipped, or the decoded images exceed ``LARGE`` bytes.
+        UserWarning: unreadable images were skipped, other files were left unread, test images are among the others, or the
+            decoded images exceed ``LARGE`` bytes.
 
     Raises:
         GoalgenError: the source does not exist, cannot be read, has too few images or images of several
             sizes, or a setting has no meaning.
     """
     _check(config)
+    data = _load(config)
+    say_repeated(data)
+    return data
+
+
+def _load(config: DataConfig) -> Splits:
     if config.data == "digits":
         return _digits(config)
     path = Path(config.data).expanduser()
@@ -52,8 +63,15 @@ def load_data(config: DataConfig) -> Splits:
     key = tables.decoded_key(path, config)
     if key is not None and (found := tables.load_decoded(key, config)) is not None:
         return found
-    splits, whole = _decode_splits(_open_path(path), config)
-    if key is not None and whole:
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            source = _open_path(path)
+    finally:
+        for remark in said:
+            warnings.warn(remark.message, stacklevel=2)
+    splits, whole = _decode_splits(source, config)
+    if key is not None and whole and not said:  # what is said once is said again
         tables.store_decoded(key, splits)
     return splits
 
@@ -83,26 +101,27 @@ def _open_path(path: Path) -> Source:
             return tables.open_parquet(path.stem, {"train": [path]}, path.parent)
         if path.suffix.lower() in EXTENSIONS:
             raise GoalgenError(f"{path} is a single image; give a folder of images")
+    if not path.is_dir():
         raise GoalgenError(f"{path} is neither a folder of images nor a .parquet file")
     name = path.resolve().name or str(path)
-    files = [p for p in walk(path) if tables.is_table(p)]
-    return tables.open_parquet(name, tables.parquet_splits(files, path), path) if files else open_folder(name, path)
+    found = list_files(path)
+    files = [p for p in found.files if tables.is_table(p)]
+    if not files:
+        return open_folder(name, path)
+    source = tables.open_parquet(name, tables.parquet_splits(files, path), path)
+    if not source.holds_paths():
+        say_unread(path, found, files)
+    return source
 
 
 def _decode_splits(source: Source, config: DataConfig) -> tuple[Splits, bool]:
     """Return the splits, and whether they are all that there was and came from the source's own files."""
     corrupt: dict[str, str] = {}  # unreadable images met so far, and why they cannot be read
     readable, shape = _scan(source, config, corrupt)
-    roles = choose(readable, config, source.name)
-    if (size := sum(len(chosen) for _, chosen in roles.values()) * math.prod(shape)) > LARGE:
-        need = f"the decoded images take {size / 2**30:.1f} GiB of memory"
-        warnings.warn(f"{source.name}: {need}; --limit or --image-size less", stacklevel=2)
-    labels, label_names = encode_labels(source)
+    columns = {split: records.labels for split, records in source.splits.items()}
+    labels, label_names = encode_labels(columns, source.label_names, source.name)
     sets = {}
-    for role, (split, chosen) in roles.items():
-        images, kept = _decode(source.splits[split], chosen, shape, config, corrupt)
-        if not len(kept):
-            raise GoalgenError(f"{source.name}: no image for {role} can be read; {next(iter(corrupt.values()))}")
+    for role, (split, images, kept) in _decode_roles(source, readable, shape, config, corrupt).items():
         of_split, of_files = labels[split], source.splits[split].names
         names = None if of_files is None else tuple(of_files[i] for i in kept.tolist())
         sets[role] = ImageSet(images, 256, None if of_split is None else of_split[kept], names)
@@ -110,8 +129,7 @@ def _decode_splits(source: Source, config: DataConfig) -> tuple[Splits, bool]:
         count, first = len(corrupt), ", ".join([*corrupt][:5])
         named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
         warnings.warn(f"{named} (the first: {next(iter(corrupt.values()))})", stacklevel=2)
-    own = all(not isinstance(item, Path) for r in source.splits.values() for _, item in islice(r.read(), 1))
-    return _finish(sets, config, label_names, source.name), own and not corrupt
+    return _finish(sets, config, label_names, source.name), not source.holds_paths() and not corrupt
 
 
 def _note(corrupt: dict[str, str], name: str, error: GoalgenError, config: DataConfig) -> None:
@@ -150,6 +168,29 @@ def _scan(source: Source, config: DataConfig, corrupt: dict[str, str]) -> tuple[
     return readable, (config.channels or (1 if all_grey else 3), height, width)
 
 
+def _decode_roles(
+    source: Source, readable: dict[str, Tensor], shape: _Shape, config: DataConfig, corrupt: dict[str, str]
+) -> dict[str, tuple[str, Tensor, Tensor]]:
+    """Return, for train, validation and test, the split of the source, its images, and which of its records they are.
+
+    Where all that was held out for one turns out to be unreadable, others are held out.
+    """
+    while True:
+        roles = choose(readable, config, source.name)
+        if (size := sum(len(chosen) for _, chosen in roles.values()) * math.prod(shape)) > LARGE:
+            need = f"the decoded images take {size / 2**30:.1f} GiB of memory"
+            warnings.warn(f"{source.name}: {need}; --limit or --image-size less", stacklevel=2)
+        found = {}
+        for role, (split, chosen) in roles.items():
+            images, kept = _decode(source.splits[split], chosen, shape, config, corrupt)
+            found[role] = split, images, kept
+        if all(len(kept) for _, _, kept in found.values()):
+            return found
+        for role, (split, chosen) in roles.items():
+            broken = chosen[~torch.isin(chosen, found[role][2])]
+            readable[split] = readable[split][~torch.isin(readable[split], broken)]
+
+
 def _decode(
     records: Records, chosen: Tensor, shape: _Shape, config: DataConfig, corrupt: dict[str, str]
 ) -> tuple[Tensor, Tensor]:
@@ -177,13 +218,14 @@ def _decode(
 
 
 def _finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[str, ...] | None, name: str) -> Splits:
+    sets = {role: dataclasses.replace(part, digests=part.digest()) for role, part in sets.items()}
     if config.binarize:
         if sets["train"].shape[0] != 1:
             raise GoalgenError("--binarize needs grey images, and these are RGB; set --channels 1 as well")
         for role in ("validation", "test"):
             grey = sets[role]
             drawn = binarize_images(grey.images, grey.levels, rng.generator(0, f"binarize {role}"))
-            sets[role] = ImageSet(drawn, 2, grey.labels, grey.names)
+            sets[role] = ImageSet(drawn, 2, grey.labels, grey.names, grey.digests)
     return Splits(sets["train"], sets["validation"], sets["test"], label_names, name, config.binarize)
 
 

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,9 @@ from torch import Tensor
 
 from goalgen.cache import cache_key, load_stored, store
 from goalgen.config import DataConfig
-from goalgen.data.images import EXTENSIONS, walk
-from goalgen.data.records import SPLIT_NAMES, Item, Records, Source
+from goalgen.data.files import list_files
+from goalgen.data.formats import EXTENSIONS
+from goalgen.data.records import SPLIT_NAMES, Item, Records, Source, by_split, label_of_folder
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
 
@@ -33,7 +33,7 @@ INSTALL = 'pip install "goalgen[datasets]"'
 """What reading tables needs, for messages."""
 LARGEST = 2**30
 """Bytes of parquet files up to which what they decode to is kept."""
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Table:
     schema: Any
     read: Callable[[str], Iterator[tuple[str, Any]]]  # column -> what messages call each row, and its value
     folder: Path  # against which relative paths in the table are read
+    labels: list[str] | None = None  # of its rows, where its files lie in folders that say so
 
     def images(self, column: str) -> Iterator[Item]:
         for name, value in self.read(column):
@@ -57,25 +58,29 @@ def is_table(path: Path) -> bool:
 
 
 def parquet_splits(tables: list[Path], root: Path) -> dict[str, list[Path]]:
-    """Sort parquet files by the split that their names (train-0.parquet) or folders (train/0.parquet) begin with.
+    """Sort parquet files by the split that a word of their names (mnist_train.parquet) or folders (test/0.parquet) says.
+
+    Folders of a partition (split=train/label=cat) are heard where they speak of splits.
 
     Raises:
-        GoalgenError: some are named after a split, and none after the training split.
+        GoalgenError: a name says two splits, or there are splits and none to train on.
     """
-    groups: dict[str, list[Path]] = {}
-    unnamed = []
-    for path in tables:
-        words = [re.split(r"[^a-z]", part.lower())[0] for part in reversed(path.relative_to(root).parts)]
-        split = next((SPLIT_NAMES[w] for w in words if w in SPLIT_NAMES), None)
-        groups.setdefault(split, []).append(path) if split else unnamed.append(path)
-    if not groups:
-        return {"train": unnamed}
-    if "train" not in groups:
-        raise GoalgenError(f"{root} has no training split, only {', '.join(groups)}; name one file train.parquet")
-    if unnamed:
-        message = f"{root}: {len(unnamed)} parquet file(s) named after no split are unused, such as {unnamed[0].name}"
-        warnings.warn(message, stacklevel=2)
-    return groups
+
+    def split_of(path: Path) -> str | None:
+        *folders, name = path.relative_to(root).parts
+        for part in reversed([*folders, Path(name).stem]):
+            key, is_partition, value = part.lower().partition("=")
+            if is_partition and key not in ("split", "subset", "fold"):
+                continue
+            words = re.split(r"[^a-z]+", value if is_partition else part.lower())
+            found = sorted({SPLIT_NAMES[w] for w in words if w in SPLIT_NAMES})
+            if len(found) > 1:
+                raise GoalgenError(f"{path} is called after two splits, {' and '.join(found)}; rename it")
+            if found:
+                return found[0]
+        return None
+
+    return by_split(tables, split_of, root)
 
 
 def open_parquet(name: str, groups: dict[str, list[Path]], root: Path) -> Source:
@@ -106,9 +111,13 @@ def open_parquet(name: str, groups: dict[str, list[Path]], root: Path) -> Source
     for split, files in groups.items():
         try:
             schema = pq.read_schema(files[0])
+            told = {f: next(filter(None, map(label_of_folder, f.relative_to(root).parts[:-1])), None) for f in files}
+            labels = None
+            if all(told.values()):
+                labels = [str(told[file]) for file in files for _ in range(pq.read_metadata(file).num_rows)]
         except (pa.ArrowException, OSError) as error:
             raise GoalgenError(f"{files[0]} cannot be read as a parquet file: {error}") from None
-        tables[split] = Table(schema, partial(read, files), files[0].parent)
+        tables[split] = Table(schema, partial(read, files), files[0].parent, labels)
     return open_tables(name, tables)
 
 
@@ -160,7 +169,8 @@ def open_tables(name: str, tables: dict[str, Table]) -> Source:
     image, label, label_names = _columns(name, tables["train"].schema)
     splits = {}
     for split, table in tables.items():
-        labels = [value for _, value in table.read(label)] if label and label in table.schema.names else None
+        told = label is not None and label in table.schema.names
+        labels = [value for _, value in table.read(str(label))] if told else table.labels
         splits[split] = Records(partial(table.images, image), labels)
     return Source(name, splits, label_names)
 
@@ -192,7 +202,7 @@ def _columns(name: str, schema: Any) -> tuple[str, str | None, tuple[str, ...] |
 
 def decoded_key(path: Path, config: DataConfig) -> str | None:
     """Return a hash of all parquet files at ``path`` and of all settings but where they lie; None for other sources."""
-    files = [path] if path.is_file() else walk(path)
+    files = [path] if path.is_file() else list_files(path).files
     tables = [file for file in files if is_table(file)]
     try:
         if not tables or sum(file.stat().st_size for file in tables) > LARGEST:
@@ -214,6 +224,8 @@ def store_decoded(key: str, splits: Splits) -> None:
         tensors[f"{role}.images"] = images.images
         if images.labels is not None:
             tensors[f"{role}.labels"] = images.labels
+        if images.digests is not None:
+            tensors[f"{role}.digests"] = images.digests
     levels = [splits.train.levels, splits.test.levels]
     about = json.dumps({"levels": levels, "label_names": splits.label_names, "name": splits.name})
     store("decoded", key, {**tensors, "about": torch.tensor(list(about.encode()), dtype=torch.uint8)})
@@ -227,7 +239,7 @@ def load_decoded(key: str, config: DataConfig) -> Splits | None:
     about = json.loads(bytes(tensors["about"].tolist()))
     levels, names = about["levels"], about["label_names"]
     train, validation, test = (
-        ImageSet(tensors[f"{role}.images"], level, tensors.get(f"{role}.labels"))
+        ImageSet(tensors[f"{role}.images"], level, tensors.get(f"{role}.labels"), None, tensors.get(f"{role}.digests"))
         for role, level in (("train", levels[0]), ("validation", levels[1]), ("test", levels[1]))
     )
     return Splits(train, validation, test, None if names is None else tuple(names), about["name"], config.binarize)

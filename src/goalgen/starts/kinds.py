@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from goalgen.config import DataConfig
-from goalgen.data.images import EXTENSIONS, decode_image, find_images, to_unit
+from goalgen.data.files import find_images
+from goalgen.data.images import EXTENSIONS, decode_image
+from goalgen.data.levels import to_unit
 from goalgen.errors import GoalgenError
 
 _BYTE_LEVELS = 256  # of image files
@@ -67,6 +70,10 @@ class Start(ABC):
         """Return whether every one of the goals called ``names`` has an initial state of its own, by name."""
         return False
 
+    def fingerprint(self) -> str | None:
+        """Return a hash of the image files that it is made of; None where it is made of none."""
+        return None
+
     @abstractmethod
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:
         """Return the states; the arguments have been checked."""
@@ -85,6 +92,7 @@ class ImageStart(Start):
     """One image for all: the mean, a constant, an image file."""
 
     image: Tensor
+    from_file: bool = False
 
     def __post_init__(self) -> None:
         if tuple(self.image.shape) != self.shape:
@@ -103,7 +111,11 @@ class ImageStart(Start):
         path = Path(spec).expanduser()
         pixels = decode_image(path, channels=shape[0], background=data.background)
         _check_size(path, pixels, shape)
-        return cls(spec, shape, to_unit(pixels, _BYTE_LEVELS))
+        return cls(spec, shape, to_unit(pixels, _BYTE_LEVELS), from_file=True)
+
+    def fingerprint(self) -> str | None:
+        """Return a hash of the image, if it came from a file."""
+        return hashlib.blake2b(self.image.numpy().tobytes(), digest_size=16).hexdigest() if self.from_file else None
 
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:
         return self.image.expand(batch, *self.shape).clone()
@@ -172,6 +184,12 @@ class FolderStart(Start):
             warnings.warn(f"the start {folder}: skipped {len(broken)} unreadable; the first: {broken[0]}", stacklevel=2)
         self.images = torch.stack(list(images.values()))  # uint8 (n, C, height, width)
         self.position = {name: i for i, name in enumerate(images)}
+
+    def fingerprint(self) -> str | None:
+        """Return a hash of the images and their names."""
+        digest = hashlib.blake2b(repr(list(self.position)).encode(), digest_size=16)
+        digest.update(self.images.numpy().tobytes())
+        return digest.hexdigest()
 
     def pairs_with(self, names: Names) -> bool:
         """Return whether every one of the goals called ``names`` has a partner in the folder.

@@ -94,5 +94,8 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: tor
         restore_optimizer(optimizer, model, state)
     except (TypeError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise GoalgenError(f"{path} does not fit this model ({reason}); delete it to start from an older one") from None
+        raise GoalgenError(
+            f"{path} does not fit this model ({reason}): it is damaged, or of other data or settings; choose another --out, or "
+            "move it away to go on from an older one"
+        ) from None
     return progress

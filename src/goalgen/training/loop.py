@@ -34,7 +34,7 @@ from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log
 from goalgen.training.machine import StopSignal, choose_precision, compile_networks, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
-from goalgen.training.preparation import check_config, count_labels, prepare_folder
+from goalgen.training.preparation import check_config, check_data, check_start, class_names, prepare_folder
 from goalgen.training.validation import draw_snapshot, validation_bound
 
 TIMED = 10
@@ -70,6 +70,7 @@ def train(config: Config) -> Outcome:
     chosen: list[str] = []
     if is_open(config):
         data = load_data(config.data)
+        check_data(config, data)  # before it is asked what suits them: that would be other settings
         config, chosen = choose(config, data, torch.cuda.is_available())
     config = complete(config)
     prepare_folder(config)
@@ -84,8 +85,9 @@ class Trainer:
         self.config, self.settings, self.data, self.remarks = config, config.training.plain(), data, remarks
         self.shape = data.train.shape
         self.levels = 2 if data.binarize else data.train.levels
-        num_labels = count_labels(data) if config.model.condition == "label" else 0
-        family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
+        self.provenance = check_data(config, data)
+        self.classes = class_names(data) if config.model.condition == "label" else ()
+        family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), len(self.classes))
         precision = choose_precision(self.settings.precision, family, lambda: count_operations(family)["train"])
         self.accelerator = make_accelerator(config, precision)
         self.main = self.accelerator.is_main_process
@@ -291,9 +293,9 @@ class Trainer:
                 "step": self.progress.step,
                 "seconds": round(self.progress.seconds, 3),
                 "validation_bits_per_dim": bits,
-                "label_names": list(self.data.label_names) if self.data.label_names else None,
+                "label_names": list(self.classes or self.data.label_names or ()) or None,
             }
-            save_model(self.config.out / name, self.config, self.ema.module, self.family, image, facts)
+            save_model(self.config.out / name, self.config, self.ema.module, self.family, image, facts, self.provenance)
 
     def _pictures(self) -> None:
         if self.main:
@@ -315,14 +317,15 @@ class Trainer:
     # -- beginning and end -----------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        folder = self.config.out
-        kept = list_checkpoints(folder)
+        folder, kept = self.config.out, list_checkpoints(self.config.out)
+        self.provenance = check_start(self.config, self.provenance, self.start)
         if kept:
             self.progress = load_checkpoint(kept[-1], self.family, self.ema.module, self.optimizer)
             self.window = [torch.tensor(v, device=self.accelerator.device) for v in self.progress.window]
             self.saved_step = self.progress.step
         if self.main:
             cut_log(folder / "log.jsonl", self.progress.step)
+            self.provenance.keep(folder)
             write_atomically(folder / "config.json", lambda p: save_config(self.config, p))
         self.accelerator.wait_for_everyone()
 

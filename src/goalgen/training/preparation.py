@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from goalgen.config import Config
 from goalgen.data import Splits
+from goalgen.data.labels import listed
+from goalgen.data.provenance import FILE, Provenance
 from goalgen.errors import GoalgenError
 from goalgen.families import check_model
 from goalgen.family import check_above_zero, check_least, check_share
 from goalgen.settings import load_config
+from goalgen.starts import Start
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -77,18 +80,59 @@ def prepare_folder(config: Config) -> None:
         raise GoalgenError(f"--out {folder} is not empty and holds no goalgen run; choose another folder")
 
 
-def count_labels(data: Splits) -> int:
-    """Number of classes, for a model that is conditioned on them.
+def check_data(config: Config, data: Splits) -> Provenance:
+    """Return what is to be known of the data, which must be those that the run was begun with.
 
     Raises:
-        GoalgenError: some split has no labels.
+        GoalgenError: they have changed since; the message says how.
     """
-    largest = 0
+    now, saved = Provenance.of(data), config.out / "config.json"
+    before = Provenance.load(config.out / FILE)
+    # Other settings of the data are told by prepare_folder.
+    same = before is not None and saved.exists() and load_config(saved).data == config.data
+    if before is not None and same and (words := before.differences(now)):
+        raise GoalgenError(
+            f"{config.data.data}: not the images that the run in {config.out} was begun with ({words}); put them back, or "
+            "choose another --out"
+        )
+    return now
+
+
+def check_start(config: Config, known: Provenance, start: Start) -> Provenance:
+    """Return what is known of the data, and of the files to start from, which must be those that the run was begun with.
+
+    Raises:
+        GoalgenError: they have changed since.
+    """
+    now, before = start.fingerprint(), Provenance.load(config.out / FILE)
+    if now is None:
+        return known
+    if before is not None and before.about.get("start", now) != now:
+        raise GoalgenError(
+            f"--start {config.model.start}: not the images that the run in {config.out} was begun with; put them back, or choose "
+            "another --out"
+        )
+    return replace(known, about={**known.about, "start": now})
+
+
+def class_names(data: Splits) -> tuple[str, ...]:
+    """The classes, for a model that is conditioned on them.
+
+    Raises:
+        GoalgenError: some split has no labels, or some class no image to learn from.
+    """
     for name, images in (("training", data.train), ("validation", data.validation), ("test", data.test)):
         if images.labels is None:
             raise GoalgenError(
                 f"--condition label needs a label for every image, and the {name} images have none; give class folders "
                 "or a parquet file with a label column"
             )
-        largest = max(largest, int(images.labels.max()))
-    return max(largest + 1, len(data.label_names or ()))
+    assert data.train.labels is not None
+    found = data.train.labels.unique().tolist()
+    names = data.label_names or tuple(map(str, range(max(found) + 1)))
+    if missing := [name for i, name in enumerate(names) if i not in set(found)]:
+        raise GoalgenError(
+            f"--condition label: there is no training image of class {listed(missing)}, only held-out ones; add some, leave "
+            "the class out, or raise --limit where it is given"
+        )
+    return names
