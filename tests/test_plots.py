@@ -76,7 +76,7 @@ def refused(folder: Path, match: str) -> None:
 
 def test_all_five_are_written_into_the_run_and_nothing_else(run: Path, written: list[Path]) -> None:
     assert written == [run / "plots" / name for name in NAMES]
-    assert sorted(p.name for p in (run / "plots").iterdir()) == sorted(NAMES)
+    assert sorted(p.name for p in (run / "plots").iterdir()) == sorted([*NAMES, "plots.json"])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -186,5 +186,6 @@ class SampleStream:
                 correlation=self.how.correlation,
                 draw_pixels=self.how.draw_pixels,
                 first=first,
+                canvases=False,
             )
             yield self.last.levels

@@ -67,3 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who reads the output (head, a pager) has had enough; Python's own flush at the end must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a file that nobody above has words for
+        print(
+            f"goalgen: error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}",
+            file=sys.stderr,
+        )
+        return 2

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from goalgen.cli.options import (
@@ -51,51 +51,59 @@ def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _load(options: ModelOptions) -> Any:
-    import torch
-
+    from goalgen.intake import check_device
     from goalgen.model import load
 
     if options.weights not in ("ema", "raw"):
         raise GoalgenError(f"--weights must be ema or raw, not {options.weights!r}")
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise GoalgenError(f"--device {options.device} is not there on this machine; use --device cpu") from None
-    return load(options.model, weights=options.weights, device=options.device)  # type: ignore[arg-type]
+    device = check_device(options.device)
+    return load(options.model, weights=options.weights, device=device)  # type: ignore[arg-type]
 
 
 def run_sample(arguments: Sequence[str]) -> int:
     """goalgen sample"""
     options = parse(SampleOptions, "sample", arguments)
 
+    from goalgen.outputs import OutputFolder
     from goalgen.sampling import write_samples
 
-    if options.out.is_file():
-        raise GoalgenError(f"--out {options.out} is a file; choose a folder")
+    place = OutputFolder(options.out, "samples.json", "samples", force=options.force)
     model = _load(options)
-    goals, names = _start_goals(model, options)
-    sampled = model.sample(
-        options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
-        first=options.first, steps=options.steps, labels=options.label, correlation=options.correlation, draw_pixels=options.draw_pixels,
-        guesses=options.trajectory,
-    )  # fmt: skip
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
     }  # fmt: skip
-    written = write_samples(sampled, options.out, grid=options.grid, trajectory=options.trajectory, facts=facts)
-    extra = [str(p) for p in written if p.stem in ("grid", "trajectories", "guesses")]
+    parts = _parts(model, options)
+    drawn, pictures = write_samples(
+        parts, place, options.num, grid=options.grid, trajectory=options.trajectory, facts=facts
+    )
     print(
-        f"{options.num} images in {options.out} ({sampled.network_evaluations} network evaluations each, start: "
-        f"{sampled.start}){'; ' + ', '.join(extra) if extra else ''}"
+        f"{options.num} images in {options.out} ({drawn.network_evaluations} network evaluations each, start: "
+        f"{drawn.start}){'; ' + ', '.join(map(str, pictures)) if pictures else ''}"
     )
     return 0
 
 
-def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:
-    """Goals, one a sample, for a start that is a function of the goal; names for a folder that is paired with them."""
-    import torch
+def _parts(model: Any, options: SampleOptions) -> Iterator[Any]:
+    """The samples asked for, a block at a time; canvases are kept of those that are shown."""
+    from goalgen.sampling import SHOWN_GIF, pieces
 
+    if options.num < 1 or options.first < 0:
+        raise GoalgenError(f"--num must be at least 1, not {options.num}, and --first at least 0, not {options.first}")
+    goals, names = _start_goals(model, options)
+    for first, size in pieces(options.num, options.first):
+        rows = range(first, first + size)
+        shown = options.trajectory and first - options.first < SHOWN_GIF
+        yield model.sample(
+            size, options.seed, start=options.start, goals=None if goals is None else goals[[i % len(goals) for i in rows]],
+            names=None if names is None else [names[i % len(names)] for i in rows], temperature=options.temperature,
+            first=first, steps=options.steps, labels=options.label, correlation=options.correlation,
+            draw_pixels=options.draw_pixels, guesses=shown, canvases=shown,
+        )  # fmt: skip
+
+
+def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:
+    """Goals for a start that is a function of the goal, and their names for a folder that is paired with them."""
     from goalgen.data import from_unit, load_data, to_unit
     from goalgen.starts import FolderStart
 
@@ -118,9 +126,7 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str]
         raise GoalgenError(f"the goals for the start are {splits.train.shape}, the model's images {model.shape}")
     # A start is seen through the model's own grey levels, whatever those of the goals' files.
     goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
-    index = (torch.arange(options.num) + options.first) % len(goals)
-    names = splits.test.subset(index).names if start.pairs_with(splits.test.names) else None
-    return goals[index], names
+    return goals, splits.test.names if start.pairs_with(splits.test.names) else None
 
 
 def run_evaluate(arguments: Sequence[str]) -> int:
@@ -129,8 +135,11 @@ def run_evaluate(arguments: Sequence[str]) -> int:
 
     from goalgen.data import load_data
     from goalgen.evaluation import evaluate
+    from goalgen.outputs import check_file
     from goalgen.storage import write_text
 
+    if options.json is not None:
+        check_file(options.json, "nll_bound_nats", "numbers", options.force)
     model = _load(options)
     source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
@@ -191,7 +200,7 @@ def run_plot(arguments: Sequence[str]) -> int:
 
     from goalgen.plots import plot_run
 
-    for path in plot_run(options.model, options.out, seed=options.seed):
+    for path in plot_run(options.model, options.out, seed=options.seed, force=options.force):
         print(path)
     return 0
 
@@ -212,8 +221,8 @@ def run_demo(arguments: Sequence[str]) -> int:
         print("stopped; the same command goes on from here")
         return 130
     out, samples = str(options.out), options.out / "samples"
-    run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory"])
-    run_evaluate([out, "--json", str(options.out / "evaluation.json")])
+    run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory", "--force"])
+    run_evaluate([out, "--json", str(options.out / "evaluation.json"), "--force"])
     print(
         f"\nlook at: {samples / 'grid.png'} (new digits)\n         {samples / 'trajectories.png'} (how each was drawn)"
     )

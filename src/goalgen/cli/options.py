@@ -40,7 +40,9 @@ class SampleOptions(ModelOptions):
     """Draw new images with the S-agent alone."""
 
     out: Path = Path("samples")
-    """Folder for the PNGs."""
+    """Folder for the PNGs: a new one, or an empty one."""
+    force: bool = False
+    """Replace the samples that the folder holds; files that goalgen did not write are never touched."""
     num: int = 64
     """Number of images."""
     seed: int = 0
@@ -62,9 +64,9 @@ class SampleOptions(ModelOptions):
     draw_pixels: bool = False
     """Draw every pixel from p(g | x_H), as the model of the bound does, rather than round the last canvas."""
     grid: bool = False
-    """Also write grid.png, all images in one."""
+    """Also write grid.png, all images in one (of more than 1,024 the first)."""
     trajectory: bool = False
-    """Also write trajectories.png (film strip) and trajectories.gif."""
+    """Also write trajectories.png (film strip of the first 8) and trajectories.gif (the first 64)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class EvaluateOptions(ModelOptions):
     """Measure a model on held-out images."""
 
     json: Path | None = None
-    """File for the numbers."""
+    """File for the numbers: a new one."""
+    force: bool = False
+    """Replace the numbers of an earlier evaluation in that file."""
     data: str | None = None
     """Data to measure on; unset: those of the run."""
     how: Measurement = dataclasses.field(default_factory=Measurement)
@@ -85,7 +89,9 @@ class PlotOptions:
     model: tyro.conf.Positional[Path]
     """Folder of a run."""
     out: Path | None = None
-    """Folder for the pictures; unset: plots/ in the run."""
+    """Folder for the pictures, a new one or an empty one; unset: plots/ in the run, whose pictures are replaced."""
+    force: bool = False
+    """Replace the pictures of an earlier plot in the folder."""
     seed: int = 0
     """Seed of the samples shown."""
 

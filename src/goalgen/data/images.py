@@ -50,10 +50,13 @@ def walk(folder: Path) -> Iterator[Path]:
     """Yield the files in ``folder`` and below, hidden ones left out, sorted by relative path.
 
     Links to folders are followed, each folder once.
+
+    Raises:
+        GoalgenError: a folder cannot be read.
     """
     found: list[Path] = []
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -63,6 +66,10 @@ def walk(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
         found += [Path(root, f) for f in files if not f.startswith(".")]
     yield from sorted(found, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def _unreadable(error: OSError) -> None:
+    raise GoalgenError(f"{error.filename} cannot be read: {error.strerror or error}; mend or remove it") from None
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -24,12 +24,15 @@ from goalgen.data.images import EXTENSIONS, binarize_images, decode_image, inspe
 from goalgen.data.records import Records, Source, encode_labels, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
 from goalgen.errors import GoalgenError
+from goalgen.nearby import is_hub_name, looked
+from goalgen.storage import one_line
 
 LARGE = 4 * 2**30
 """Bytes of decoded images from which a warning states the size before memory is taken."""
 _Shape = tuple[int, int, int]
 
 
+@one_line()
 def load_data(config: DataConfig) -> Splits:
     """Read the goals that ``config`` describes.
 
@@ -48,6 +51,10 @@ def load_data(config: DataConfig) -> Splits:
         return _digits(config)
     path = Path(config.data).expanduser()
     if not path.exists():
+        if not is_hub_name(config.data):
+            raise GoalgenError(
+                f"{config.data} does not exist {looked(config.data, ['digits'])}; --data takes digits, a folder, a parquet file or a hub name owner/name"
+            )
         return _decode_splits(tables.open_hub(config.data), config)[0]
     key = tables.decoded_key(path, config)
     if key is not None and (found := tables.load_decoded(key, config)) is not None:

@@ -34,7 +34,7 @@ from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log
 from goalgen.training.machine import StopSignal, choose_precision, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
-from goalgen.training.preparation import check_config, count_labels, prepare_folder
+from goalgen.training.preparation import check_config, count_labels, in_full, own_folder
 from goalgen.training.validation import draw_snapshot, validation_bound
 
 TIMED = 10
@@ -66,14 +66,15 @@ def train(config: Config) -> Outcome:
         GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
     """
     check_config(config)
+    config = in_full(config)
     data: Splits | None = None
     chosen: list[str] = []
     if is_open(config):
         data = load_data(config.data)
         config, chosen = choose(config, data, torch.cuda.is_available())
     config = complete(config)
-    prepare_folder(config)
-    return Trainer(config, data or load_data(config.data), chosen).run()
+    with own_folder(config):
+        return Trainer(config, data or load_data(config.data), chosen).run()
 
 
 class Trainer:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from goalgen.config import Config
@@ -11,7 +15,10 @@ from goalgen.data import Splits
 from goalgen.errors import GoalgenError
 from goalgen.families import check_model
 from goalgen.family import check_above_zero, check_least, check_share
+from goalgen.nearby import settled
 from goalgen.settings import load_config
+from goalgen.starts import settled_start
+from goalgen.storage import load_json, locked, one_line
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -40,6 +47,12 @@ def check_config(config: Config) -> None:
     check_model(config)
 
 
+def in_full(config: Config) -> Config:
+    """The same with its paths in full, so that the run means the same files wherever it is used from."""
+    data = replace(config.data, data=settled(config.data.data, ["digits"]))
+    return replace(config, data=data, model=replace(config.model, start=settled_start(config.model.start)))
+
+
 def differences(mine: Any, saved: Any) -> list[str]:
     """Settings that differ, as "name (saved x, now y)", those that may change left out."""
     found = []
@@ -47,9 +60,28 @@ def differences(mine: Any, saved: Any) -> list[str]:
         a, b = getattr(mine, item.name), getattr(saved, item.name, None)
         if is_dataclass(a):  # of another family it is enough to say that the family is another
             found += differences(a, b) if type(a) is type(b) else []
+        elif item.name in ("data", "start") and a == str(Path(str(b)).expanduser().absolute()):
+            continue  # a run begun before paths were kept in full
         elif a != b and item.name not in MAY_CHANGE:
             found.append(f"--{item.name.replace('_', '-')} (saved {b}, now {a})")
     return found
+
+
+@contextmanager
+def own_folder(config: Config) -> Iterator[None]:
+    """The run's folder, made or checked, and locked, so that no two processes write one run.
+
+    Raises:
+        GoalgenError: see :func:`prepare_folder`; or another process trains there.
+    """
+    with one_line():
+        prepare_folder(config)
+        if os.environ.get("RANK", "0") != "0":  # of several processes of one run the first holds the lock
+            yield
+            return
+        with locked(config.out, "a run"):
+            prepare_folder(config)  # as whoever had the lock before has left it
+            yield
 
 
 def prepare_folder(config: Config) -> None:
@@ -60,6 +92,8 @@ def prepare_folder(config: Config) -> None:
     """
     folder, saved = config.out, config.out / "config.json"
     if saved.exists():
+        if "facts" in load_json(saved):
+            raise GoalgenError(f"--out {folder} holds a saved model, and no run; choose another folder")
         if changed := differences(config, load_config(saved)):
             raise GoalgenError(
                 f"{folder} holds a run with other settings: {', '.join(changed)}; choose another --out, or repeat the "
