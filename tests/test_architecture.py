@@ -18,6 +18,7 @@ LAYERS: list[tuple[str, str]] = [
     ("errors", "errors"),
     ("rng", "rng"),
     ("storage", "storage"),
+    ("telling", "telling"),
     ("nearby", "nearby"),
     ("outputs", "outputs"),
     ("cache", "cache"),
@@ -61,7 +62,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "training",
         "training training.batches training.checkpoints training.ema training.log training.loop training.machine "
-        "training.optimiser training.preparation training.validation",
+        "training.optimiser training.pace training.preparation training.teller training.validation",
     ),
     ("sample", "sampling"),
     ("intake", "intake"),
@@ -79,6 +80,7 @@ ONLY = {
     "errors": set(),
     "rng": set(),
     "storage": {"errors"},
+    "telling": set(),
     "nearby": set(),
     "outputs": {"errors", "storage"},
     "pictures": {"errors", "storage"},

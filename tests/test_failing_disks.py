@@ -297,7 +297,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path, begun):
     whole = tmp_path / "whole"
     shutil.copytree(begun, whole)
     assert run_command("train", *tiny_options(whole, **SHORT, max_steps=6)) == ""
-    before, after, kept = content(begun), content(whole), digest(saved)
+    before, after, kept = content(begun), content(whole), content(saved)
     failed = 0
     for size in (0, 100, 1000, 10_000, 30_000, 40_000, 60_000):
         shutil.rmtree(run, ignore_errors=True)
@@ -310,7 +310,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path, begun):
                 call(model.save, saved),
             ]
         assert broken(before, run, after) == []
-        assert digest(saved) == kept
+        assert content(saved) == kept
         assert load(run).facts["step"] in (4, 6)
         failed += sum("cannot be written" in error for error in errors)
         assert all("cannot be written" in error or not error for error in errors), errors

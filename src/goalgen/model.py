@@ -40,6 +40,13 @@ class Given(TypedDict, total=False):
     """a label for each, (N,), of a model that is conditioned on labels"""
 
 
+class Told(Given, total=False):
+    """... and whom to tell."""
+
+    each: Callable[[int], object] | None
+    """is told how many images are done, now and then"""
+
+
 class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
     """Both agents with their weights, and what is needed to use them.
 
@@ -193,13 +200,13 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def rollout(self, images: Images, seed: int = 0, **given: Unpack[Given]) -> Trajectory:
+    def rollout(self, images: Images, seed: int = 0, **given: Unpack[Told]) -> Trajectory:
         """Episodes of the GC-agent told ``images``, of any kind that :func:`goalgen.intake.to_images` reads; see :class:`Given`."""
         images = self._images(images)
         ((task, generator),) = self._tasks(images, lambda _: rng.generator(seed, "rollout"), given, len(images))
         return self._reach(task, generator)
 
-    def reconstruct(self, images: Images, seed: int = 0, **given: Unpack[Given]) -> Tensor:
+    def reconstruct(self, images: Images, seed: int = 0, **given: Unpack[Told]) -> Tensor:
         """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape; see :class:`Given`."""
         parts = []
         for task, generator in self._tasks(images, _chunk_source(seed, "reconstruct"), given):
@@ -207,7 +214,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
             parts.append(from_unit(self.family.environment.canvas(last).cpu(), self.levels))
         return torch.cat(parts)
 
-    def nll_bound(self, images: Images, seed: int = 0, **given: Unpack[Given]) -> Bound:
+    def nll_bound(self, images: Images, seed: int = 0, **given: Unpack[Told]) -> Bound:
         """Upper bound on -log p of every image, nats, split by term. (Equation 3)
 
         It is a bound given the initial state, and the label, if the model is told one.
@@ -224,7 +231,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
         check_finite(terms.total)
         return terms
 
-    def iw_bound(self, images: Images, k: int = 16, seed: int = 0, **given: Unpack[Given]) -> Tensor:
+    def iw_bound(self, images: Images, k: int = 16, seed: int = 0, **given: Unpack[Told]) -> Tensor:
         """The tighter bound from ``k`` trajectories an image, (N,) nats; see :class:`Given`. (Equation 4)"""
         if k < 1:
             raise GoalgenError(f"the number of trajectories must be at least 1, not {k}")
@@ -242,13 +249,13 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
         return rollout(self.family, task, noise)
 
     def _tasks(
-        self, images: Images, source: Callable[[int], torch.Generator], given: Given, size: int = CHUNK
+        self, images: Images, source: Callable[[int], torch.Generator], given: Told, size: int = CHUNK
     ) -> Iterator[tuple[Task, torch.Generator]]:
         """Episodes of ``size`` images at a time, each with the generator, source(index), that has drawn its starts."""
         images = self._images(images)
         names, labels = given.get("names"), to_labels(given.get("labels"), len(images), self.family.num_labels)
         start = self.start(given.get("start"))
-        if unknown := given.keys() - Given.__annotations__.keys():
+        if unknown := given.keys() - Told.__annotations__.keys():
             raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
@@ -258,6 +265,8 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
             part = None if names is None else names[rows]
             canvas = start(len(goals), goals=goals.to(self.device), names=part, generator=generator)
             yield Task(canvas, goals, None if labels is None else labels[rows], part).to(self.device), generator
+            if (each := given.get("each")) is not None:
+                each(min(i + size, len(images)))
 
     def _images(self, images: Images) -> Tensor:
         found = to_images(images, self.shape, self.levels)

@@ -172,6 +172,8 @@ def _print_table(numbers: dict[str, Any]) -> None:
     # Off a terminal rich would cut the table at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
+    if numbers["quick"]:
+        console.print("quick: a first answer on few images; without --quick it is measured on all")
     if numbers["conditional_on"]:
         given = " and ".join(numbers["conditional_on"])
         console.print(f"bits_per_dim given {given}: every bound here is one on -log p(image given {given})")

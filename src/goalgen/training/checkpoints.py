@@ -32,6 +32,8 @@ class Progress:
     best_bits: float | None = None
     """Lowest held-out bound so far, bits/dim, by the averaged weights."""
     best_step: int = 0
+    validation_images: int | None = None
+    """Held-out images that the run is measured on, the first ones; unset: all."""
     counts: dict[str, int] = field(default_factory=dict)
     """What the family has counted so far, such as proposals revived."""
     window: list[list[float]] = field(default_factory=list)
