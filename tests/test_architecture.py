@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, str]] = [
     ("config", "config"),
     (
         "data",
-        "data data.images data.records data.sets data.sources data.tables",
+        "data data.images data.memory data.records data.sets data.sources data.tables",
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),
@@ -61,7 +61,7 @@ LAYERS: list[tuple[str, str]] = [
     ("hub", "hub"),
     (
         "training",
-        "training training.batches training.checkpoints training.ema training.log training.loop training.machine "
+        "training training.batches training.checkpoints training.ema training.entry training.log training.loop training.machine "
         "training.optimiser training.pace training.preparation training.teller training.validation",
     ),
     ("sample", "sampling"),

@@ -93,14 +93,20 @@ class TrainingConfig:
     max_steps: int | None = None
     """Stop after this many optimiser steps. Only then does a resumed run end with the very same weights: the learning rate
     is a function of the step, not of the clock."""
+    epochs: float | None = None
+    """Stop after this many passes over the training images: --max-steps in other words."""
     max_seconds: float | None = None
     """Stop after this many seconds of training, measurements and pictures included, counted over all restarts; 600 where neither
     limit is given."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision of the networks; the bound itself is always float32. auto: bf16 where it is faster, that is on GPUs
     that support it, and on CPUs that do for a million weights or more."""
     augment: bool = False
     """Shift training images by up to one pixel in each direction."""
+    flip: bool = False
+    """Mirror training images, each with a chance of one half, left to right; for what looks as well mirrored."""
     eval_every: int = 200
     """Steps between measurements of the bound on held-out goals; the best weights so far are kept."""
     checkpoint_every: int = 500

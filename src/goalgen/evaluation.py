@@ -7,21 +7,28 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, randperm
 
 from goalgen.config import Measurement
-from goalgen.data import ImageSet, Splits, binarize_images
+from goalgen.data import ImageSet, Splits, binarize_images, load_data
+from goalgen.data.memory import from_memory
 from goalgen.errors import GoalgenError
 from goalgen.family import check_least
 from goalgen.metrics import make_features, sample_quality
-from goalgen.model import Given, Model, Told
+from goalgen.model import Asked, Given, Model
 from goalgen.rng import generator
 from goalgen.sampling import BLOCK, Sampled
 from goalgen.size import count_operations, count_parameters
 from goalgen.telling import Telling
 from goalgen.training.batches import conditional_on
+
+Array = Tensor | np.ndarray
+Data = Splits | str | Path | Array | tuple[Array, Array] | None
+"""What a model can be measured on: see :func:`evaluate`."""
 
 MEANING = {
     "bits_per_dim": "bound on the negative log-likelihood of test images, bits per dimension (lower is better)",
@@ -49,10 +56,12 @@ REPORT_IMAGES = 256
 """Images whose episodes a family reports on."""
 
 
-def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
+def evaluate(model: Model, data: Data = None, **settings: Any) -> dict[str, Any]:
     """Measure ``model`` against the held-out images of ``data``.
 
     Args:
+        data: from :func:`goalgen.load_data`, a source as --data, or the images that were given to :func:`goalgen.train`, or (images, labels); unset:
+            the data of its run.
         settings: see :class:`goalgen.config.Measurement`.
 
     Returns:
@@ -64,9 +73,10 @@ def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
     """
     how = Measurement(**settings)
     check_least(how, num_test=6, num_samples=6, iw_images=1)
+    data = data_of(model, data)
+    check_fit(model, data)
     if how.num_test is not None:
         data = dataclasses.replace(data, test=data.test.subset(range(min(how.num_test, len(data.test)))))
-    check_fit(model, data)
     if how.quick:
         data, how = made_quick(model, data, how)
     given = given_of(model, data.test, how.start)
@@ -157,6 +167,26 @@ def made_quick(model: Model, data: Splits, how: Measurement) -> tuple[Splits, Me
     return dataclasses.replace(data, train=data.train.subset(order), test=test), quick
 
 
+def data_of(model: Model, data: Data) -> Splits:
+    """The data to measure on.
+
+    Raises:
+        GoalgenError: they cannot be read, or are other images in memory than the model was trained on.
+    """
+    source = model.config.data
+    if isinstance(data, Splits):
+        return data
+    if isinstance(data, Tensor | np.ndarray | tuple):
+        images, labels = data if isinstance(data, tuple) else (data, None)
+        splits, named = from_memory(images, source, labels)
+        if named != source:
+            raise GoalgenError(
+                "these are other images than the model was trained on; pass all that were given to train()"
+            )
+        return splits
+    return load_data(source if data is None else dataclasses.replace(source, data=str(data)))
+
+
 def check_fit(model: Model, data: Splits) -> None:
     """Refuse data that the model does not make.
 
@@ -194,7 +224,7 @@ def rows_of(given: Given, count: int, first: int = 0) -> Given:
 
 def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given, work: Work) -> dict[str, Any]:
     """The bound on all images, and the tighter one on some."""
-    told: Told = {**given, "each": partial(work.at, "bound")}
+    told: Asked = {**given, "each": partial(work.at, "bound")}
     terms = model.nll_bound(images, how.seed, **told)
     part = images[: how.iw_images]
     told = {**rows_of(given, len(part)), "each": partial(work.at, "tighter bound", each=how.iw_k)}

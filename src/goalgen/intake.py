@@ -89,6 +89,27 @@ def _decoded(given: object, shape: tuple[int, int, int], levels: int) -> Tensor:
     return from_unit(to_unit(image[None], 256), levels)
 
 
+Begin = str | Path | Tensor | np.ndarray | Image.Image | None
+"""An initial state: its name, canvases, or images."""
+
+
+def to_canvas(start: Begin, shape: tuple[int, int, int], levels: int) -> str | Tensor | None:
+    """A start as its name, or as canvases in [-1, 1], (C, height, width) or (N, C, height, width).
+
+    Args:
+        start: floats are canvases already; integers are grey levels, and PIL images are decoded.
+
+    Raises:
+        GoalgenError: see :func:`to_images`.
+    """
+    if start is None or isinstance(start, str | Path):
+        return None if start is None else str(start)
+    if isinstance(start, np.ndarray | Tensor) and (array := torch.as_tensor(start)).is_floating_point():
+        return array
+    canvases = to_unit(to_images(start, shape, levels), levels)
+    return canvases[0] if len(canvases) == 1 else canvases
+
+
 def to_labels(labels: Tensor | np.ndarray | Sequence[int] | None, num: int, count: int) -> Tensor | None:
     """Labels as (num,) int64 on the CPU, for a model of ``count`` classes (0: it is told none).
 
@@ -117,15 +138,3 @@ def sample_labels(labels: Tensor | Sequence[int] | int | None, num: int, first: 
     if labels is None and count:
         return (torch.arange(num) + first) % count
     return to_labels([labels] * num if isinstance(labels, int) else labels, num, count)
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device of this name.
-
-    Raises:
-        GoalgenError: it is not there on this machine.
-    """
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
-        raise GoalgenError(f"--device {device} is not there on this machine; use --device cpu") from None

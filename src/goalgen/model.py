@@ -16,10 +16,10 @@ from goalgen.data import from_unit, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.hub import HubModel
-from goalgen.intake import Images, check_device, sample_labels, to_images, to_labels
+from goalgen.intake import Begin, Images, sample_labels, to_canvas, to_images, to_labels
 from goalgen.rollout import Trajectory, draw_noise, rollout
 from goalgen.sampling import Sampled, Wanted, draw_samples
-from goalgen.saved import check_place, find_model, load_saved, save_model
+from goalgen.saved import check_device, check_place, find_model, load_saved, save_model
 from goalgen.size import count_parameters
 from goalgen.starts import ImageStart, Start, TensorStart, make_start, settled_start
 from goalgen.storage import one_line
@@ -32,7 +32,7 @@ CHUNK = 64
 class Given(TypedDict, total=False):
     """What may be said of images beside the images themselves."""
 
-    start: str | Tensor | None
+    start: Begin
     """initial state, see :meth:`Model.start`; unset: the one trained with"""
     names: Sequence[str] | None
     """a name for each, for a start that is a folder paired by name"""
@@ -40,7 +40,7 @@ class Given(TypedDict, total=False):
     """a label for each, (N,), of a model that is conditioned on labels"""
 
 
-class Told(Given, total=False):
+class Asked(Given, total=False):
     """... and whom to tell."""
 
     each: Callable[[int], object] | None
@@ -120,12 +120,15 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
-    def start(self, spec: str | Tensor | None = None) -> Start:
-        """The initial state called ``spec`` (see ``--start``), or a tensor of canvases; unset: the one trained with.
+    def start(self, spec: Begin = None) -> Start:
+        """The initial state called ``spec`` (see ``--start``), canvases, or images; unset: the one trained with.
+
+        A tensor or array of floats is canvases in [-1, 1]; of integers, images in grey levels; PIL images are decoded.
 
         Raises:
             GoalgenError: there is no such start, or it has the wrong size.
         """
+        spec = to_canvas(spec, self.shape, self.levels)
         if isinstance(spec, Tensor):
             return TensorStart(spec, self.shape)
         trained = self.config.model.start
@@ -145,7 +148,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
         num: int = 64,
         seed: int = 0,
         *,
-        start: str | Tensor | None = None,
+        start: Begin = None,
         goals: Images | None = None,
         names: Sequence[str] | None = None,
         labels: Tensor | Sequence[int] | int | None = None,
@@ -183,6 +186,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
             raise GoalgenError(f"the number of samples must be at least 1 (not {num}) and the first index at least 0")
         if correlation and not self.family.can_correlate:
             raise GoalgenError("this model's actions have no correlation: --correlation is for --environment bridge")
+        start = to_canvas(start, self.shape, self.levels)
         begin, path = self.start(start), self.family.path(steps)
         classes = sample_labels(labels, num, first, self.family.num_labels)
         goals = None if goals is None else self._unit(goals)
@@ -200,13 +204,13 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def rollout(self, images: Images, seed: int = 0, **given: Unpack[Told]) -> Trajectory:
+    def rollout(self, images: Images, seed: int = 0, **given: Unpack[Asked]) -> Trajectory:
         """Episodes of the GC-agent told ``images``, of any kind that :func:`goalgen.intake.to_images` reads; see :class:`Given`."""
         images = self._images(images)
         ((task, generator),) = self._tasks(images, lambda _: rng.generator(seed, "rollout"), given, len(images))
         return self._reach(task, generator)
 
-    def reconstruct(self, images: Images, seed: int = 0, **given: Unpack[Told]) -> Tensor:
+    def reconstruct(self, images: Images, seed: int = 0, **given: Unpack[Asked]) -> Tensor:
         """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape; see :class:`Given`."""
         parts = []
         for task, generator in self._tasks(images, _chunk_source(seed, "reconstruct"), given):
@@ -214,7 +218,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
             parts.append(from_unit(self.family.environment.canvas(last).cpu(), self.levels))
         return torch.cat(parts)
 
-    def nll_bound(self, images: Images, seed: int = 0, **given: Unpack[Told]) -> Bound:
+    def nll_bound(self, images: Images, seed: int = 0, **given: Unpack[Asked]) -> Bound:
         """Upper bound on -log p of every image, nats, split by term. (Equation 3)
 
         It is a bound given the initial state, and the label, if the model is told one.
@@ -231,7 +235,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
         check_finite(terms.total)
         return terms
 
-    def iw_bound(self, images: Images, k: int = 16, seed: int = 0, **given: Unpack[Told]) -> Tensor:
+    def iw_bound(self, images: Images, k: int = 16, seed: int = 0, **given: Unpack[Asked]) -> Tensor:
         """The tighter bound from ``k`` trajectories an image, (N,) nats; see :class:`Given`. (Equation 4)"""
         if k < 1:
             raise GoalgenError(f"the number of trajectories must be at least 1, not {k}")
@@ -249,13 +253,13 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
         return rollout(self.family, task, noise)
 
     def _tasks(
-        self, images: Images, source: Callable[[int], torch.Generator], given: Told, size: int = CHUNK
+        self, images: Images, source: Callable[[int], torch.Generator], given: Asked, size: int = CHUNK
     ) -> Iterator[tuple[Task, torch.Generator]]:
         """Episodes of ``size`` images at a time, each with the generator, source(index), that has drawn its starts."""
         images = self._images(images)
         names, labels = given.get("names"), to_labels(given.get("labels"), len(images), self.family.num_labels)
         start = self.start(given.get("start"))
-        if unknown := given.keys() - Told.__annotations__.keys():
+        if unknown := given.keys() - Asked.__annotations__.keys():
             raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")

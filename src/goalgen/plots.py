@@ -72,7 +72,7 @@ def _sampled_figures(model: Model, seed: int) -> dict[str, Figure]:
     try:
         start = model.start()
     except GoalgenError as error:
-        warnings.warn(f"trajectories and neighbours are left out: {error}", stacklevel=3)
+        warnings.warn(f"trajectories and neighbours are left out: {error}", stacklevel=4)
         return {}
     if data is None:
         return {} if start.needs_goal else {"trajectories.png": draw_trajectories(model, None, seed)}
@@ -146,7 +146,7 @@ def _load_data(model: Model) -> Splits | None:
             raise GoalgenError(f"its images are now {now} levels, the model's are {then}")
         return data
     except GoalgenError as error:
-        warnings.warn(f"the run's data cannot be used, pictures that need them are left out: {error}", stacklevel=4)
+        warnings.warn(f"the run's data cannot be used, pictures that need them are left out: {error}", stacklevel=5)
         return None
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
@@ -173,3 +174,15 @@ def find_model(
         raise GoalgenError(
             f"{text} is no folder here, and could not be loaded from the hub: {reason} {looked(text)}"
         ) from None
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        GoalgenError: it is not there on this machine.
+    """
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+        raise GoalgenError(f"--device {device} is not there on this machine; use --device cpu") from None

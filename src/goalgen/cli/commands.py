@@ -25,12 +25,12 @@ def run_train(arguments: Sequence[str]) -> int:
     """goalgen train"""
     from accelerate import PartialState
 
-    from goalgen.settings import load_preset, preset_names
+    from goalgen.settings import load_preset
     from goalgen.training import train
 
     preset, rest = _take_preset(list(arguments))
     if any(a in ("-h", "--help") for a in rest):
-        print(f"presets (--preset NAME, before the options that it sets): {', '.join(preset_names())}\n")
+        print(first_help())
     outcome = train(parse_config(rest, None if preset is None else load_preset(preset)))
     given = f" given {' and '.join(outcome.conditional_on)}" if outcome.conditional_on else ""
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim{given}"
@@ -42,6 +42,29 @@ def run_train(arguments: Sequence[str]) -> int:
     return 130 if outcome.interrupted else 0
 
 
+def first_help() -> str:
+    """The options that one needs, and the presets, before the list of all options."""
+    from goalgen.settings import preset_words
+
+    presets = "\n".join(f"  {name:<18} {words}" for name, words in preset_words().items())
+    return f"""{NEEDED}
+
+presets (--preset NAME; the other options override what it sets):
+{presets}
+"""
+
+
+NEEDED = """the six options one needs:
+  --data SRC         a folder of images, a parquet file, a hub name owner/name, or digits (the default)
+  --out DIR          folder of the run; the same command again resumes
+  --image-size H W   resize the images (needed where they differ in size); 32 means 32x32
+  --max-seconds S    how long to train (or --epochs N, --max-steps N); 600 where nothing is said
+  --start WHAT       what an image begins from: mean, noise, blur, downsample:4, mask:0.5, a picture, ...
+  --preset NAME      settings that are known to work
+
+With these alone, family, network and sizes are chosen by the images. Everything else is optional and follows below."""
+
+
 def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Take --preset NAME out of the arguments: it chooses the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -51,8 +74,8 @@ def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _load(options: ModelOptions) -> Any:
-    from goalgen.intake import check_device
     from goalgen.model import load
+    from goalgen.saved import check_device
 
     if options.weights not in ("ema", "raw"):
         raise GoalgenError(f"--weights must be ema or raw, not {options.weights!r}")

@@ -49,6 +49,10 @@ def load_data(config: DataConfig) -> Splits:
     _check(config)
     if config.data == "digits":
         return _digits(config)
+    if config.data.startswith("memory:"):
+        raise GoalgenError(
+            "the run was given its images in Python, and they are not kept with it: give them again, or --data with the images as files"
+        )
     path = Path(config.data).expanduser()
     if not path.exists():
         if not is_hub_name(config.data):
@@ -118,7 +122,7 @@ def _decode_splits(source: Source, config: DataConfig) -> tuple[Splits, bool]:
         named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
         warnings.warn(f"{named} (the first: {next(iter(corrupt.values()))})", stacklevel=2)
     own = all(not isinstance(item, Path) for r in source.splits.values() for _, item in islice(r.read(), 1))
-    return _finish(sets, config, label_names, source.name), own and not corrupt
+    return finish(sets, config, label_names, source.name), own and not corrupt
 
 
 def _note(corrupt: dict[str, str], name: str, error: GoalgenError, config: DataConfig) -> None:
@@ -183,7 +187,8 @@ def _decode(
     return images[: len(kept)], torch.tensor(kept, dtype=torch.int64)
 
 
-def _finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[str, ...] | None, name: str) -> Splits:
+def finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[str, ...] | None, name: str) -> Splits:
+    """The three sets, black and white if they are to be."""
     if config.binarize:
         if sets["train"].shape[0] != 1:
             raise GoalgenError("--binarize needs grey images, and these are RGB; set --channels 1 as well")
@@ -209,4 +214,4 @@ def _digits(config: DataConfig) -> Splits:
     whole = ImageSet(images, levels, torch.from_numpy(digits.target).to(torch.int64))
     roles = choose({"train": torch.arange(len(whole))}, config, "digits")
     sets = {role: whole.subset(chosen) for role, (_, chosen) in roles.items()}
-    return _finish(sets, config, tuple(str(n) for n in digits.target_names), "digits")
+    return finish(sets, config, tuple(str(n) for n in digits.target_names), "digits")

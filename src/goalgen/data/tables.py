@@ -30,7 +30,7 @@ from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
 from goalgen.nearby import looked
 
-INSTALL = 'pip install "goalgen[datasets]"'
+INSTALL = "pip install datasets pyarrow"
 """What reading tables needs, for messages."""
 LARGEST = 2**30
 """Bytes of parquet files up to which what they decode to is kept."""

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.bound import bits_per_dim
-from goalgen.choice import choose, is_open
 from goalgen.config import Config
-from goalgen.data import Splits, load_data
+from goalgen.data import Splits
 from goalgen.errors import GoalgenError
 from goalgen.families import make
 from goalgen.family import AfterStep, Family
 from goalgen.learning import Clock, Learned
 from goalgen.saved import save_model
-from goalgen.settings import complete, save_config
+from goalgen.settings import save_config
 from goalgen.size import count_operations, describe_size
 from goalgen.starts import ImageStart, make_start
 from goalgen.storage import write_atomically
@@ -35,7 +34,7 @@ from goalgen.training.log import cut_log
 from goalgen.training.machine import StopSignal, choose_precision, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
 from goalgen.training.pace import Pace
-from goalgen.training.preparation import check_config, count_labels, in_full, own_folder
+from goalgen.training.preparation import count_labels
 from goalgen.training.teller import Teller, next_picture
 from goalgen.training.validation import BATCH, draw_snapshot, validation_bound
 
@@ -55,26 +54,8 @@ class Outcome:
     """What the bound is given, such as labels."""
 
 
-def train(config: Config) -> Outcome:
-    """Train, or resume, the run that ``config`` describes.
-
-    Raises:
-        GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
-    """
-    check_config(config)
-    config = in_full(config)
-    data: Splits | None = None
-    chosen: list[str] = []
-    if is_open(config):
-        data = load_data(config.data)
-        config, chosen = choose(config, data, torch.cuda.is_available())
-    config = complete(config)
-    with own_folder(config):
-        return Trainer(config, data or load_data(config.data), chosen).run()
-
-
 class Trainer:
-    """One run. :func:`train` is the way in; the class is for those who change the loop."""
+    """One run. :func:`goalgen.train` is the way in; the class is for those who change the loop."""
 
     def __init__(self, config: Config, data: Splits, remarks: Sequence[str] = ()) -> None:
         """``remarks``: lines to say before training begins, of a run whose settings were chosen for the user."""
@@ -83,7 +64,9 @@ class Trainer:
         self.levels = 2 if data.binarize else data.train.levels
         num_labels = count_labels(data) if config.model.condition == "label" else 0
         family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), num_labels)
-        precision = choose_precision(self.settings.precision, family, lambda: count_operations(family)["train"])
+        precision = choose_precision(
+            self.settings.precision, family, lambda: count_operations(family)["train"], self.settings.device
+        )
         self.accelerator = make_accelerator(config, precision)
         self.main = self.accelerator.is_main_process
         self.silent = self.settings.quiet or not self.main
@@ -104,7 +87,9 @@ class Trainer:
         self.window: list[Tensor] = []  # what the steps since the last record of the log measured
         self.over = False
         self.picture_at = 0.0
-        self.pace = Pace(self.settings.max_steps, self.settings.max_seconds)
+        self.pace = Pace(
+            self.batches.steps_of(self.settings.epochs) or self.settings.max_steps, self.settings.max_seconds
+        )
         self.stop = StopSignal()
 
     # -- the run ---------------------------------------------------------------------------------------------------

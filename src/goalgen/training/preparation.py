@@ -22,7 +22,7 @@ from goalgen.storage import load_json, locked, one_line
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
-    "tensorboard", "quiet", "out",
+    "tensorboard", "quiet", "out", "epochs", "device",
 }  # fmt: skip
 """Settings that a run may be resumed with although they differ; all others decide what is learned."""
 
@@ -38,7 +38,9 @@ def check_config(config: Config) -> None:
         training, batch_size=1, episodes_per_goal=1, warmup_steps=0, max_steps=1, eval_every=1, checkpoint_every=1, keep=1,
         picture_every=0, log_every=1,
     )  # fmt: skip
-    check_above_zero(training, "learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds")
+    check_above_zero(training, "learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds", "epochs")
+    if training.epochs is not None and training.max_steps is not None:
+        raise GoalgenError("--epochs and --max-steps both say how many steps the run has; give one of them")
     if (training.learning_rate or 0) > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
         raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
     check_share(training, "ema")
