@@ -7,7 +7,6 @@ import errno
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -26,6 +25,8 @@ from goalgen.cache import fingerprint
 from goalgen.config import DataConfig
 from goalgen.data import load_data
 from goalgen.training import train
+
+resource = pytest.importorskip("resource")  # limits that the system keeps
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 TOUCHING = (

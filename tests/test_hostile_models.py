@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import shutil
 import struct
 import sys
@@ -27,6 +26,8 @@ from goalgen.config import Config
 from goalgen.families import make
 from goalgen.saved import save_model
 from goalgen.settings import complete
+
+resource = pytest.importorskip("resource")  # limits that the system keeps
 
 MODELS: dict[str, dict[str, Any]] = {
     "proposals": {"gc_agent": "value"},

@@ -73,6 +73,25 @@ def test_a_silent_one_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_work_goes_on_when_the_terminal_is_gone(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        flush = write
+
+        def isatty(self):
+            return False
+
+    now = [0.0]
+    monkeypatch.setattr("sys.stderr", Gone())
+    with Telling(10, clock=lambda: now[0]) as telling:
+        telling.say("a line")
+        for position in range(10):
+            now[0] += 31
+            telling.at(position)
+
+
 def test_training_off_a_terminal_says_where_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("goalgen.telling.EVERY", 0.2)
     monkeypatch.setattr("goalgen.telling.SURE", 0.0)

@@ -82,14 +82,18 @@ def check_fits(config: Config, facts: Facts, shapes: dict[str, tuple[int, ...]],
     if image is not None and image != shape:
         raise GoalgenError(f"{where} does not fit its configuration: start.image is {image}, the images are {shape}")
     try:
-        with _bounded(rest), torch.device("meta"):
-            family = make(config, shape, levels, num_labels=labels)
+        try:
+            with _bounded(rest), torch.device("meta"):
+                family = make(config, shape, levels, num_labels=labels)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            if "meta" not in str(error):
+                raise
+            with _bounded(rest):  # a family of the user's that looks at numbers while it is built
+                family = make(config, shape, levels, num_labels=labels)
     except _TooLarge as error:
         raise GoalgenError(f"{where} does not fit its configuration, which has {error}") from None
     except GoalgenError:
         raise
-    except NotImplementedError:  # a family of the user's that looks at numbers while it is built
-        return
     except Exception as error:  # sizes beyond what torch can count, and the like
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise GoalgenError(f"{where} does not fit its configuration, which makes no model ({reason})") from None

@@ -33,6 +33,8 @@ def one_line() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever reads the output has had enough: no file of ours
+        raise
     except OSError as error:
         path = f"{error.filename}: " if error.filename else ""
         raise GoalgenError(f"{path}{error.strerror or str(error) or type(error).__name__}") from None

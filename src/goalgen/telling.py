@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
@@ -62,7 +63,8 @@ class Telling:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.close()
+        with suppress(OSError):
+            self.bar.close()
 
     def left(self) -> float | None:
         """Seconds that the rest will take; None while that cannot be known."""
@@ -81,6 +83,12 @@ class Telling:
             self.begun = (now, position)
         if self.silent:
             return
+        try:
+            self._show(position, words, left, now)
+        except OSError:  # the terminal is gone; the work goes on
+            self.silent = True
+
+    def _show(self, position: float, words: Callable[[], str], left: float | None, now: float) -> None:
         if not self.bar.disable:
             self.bar.n = position
             if now - self.told >= 0.2:
@@ -101,6 +109,7 @@ class Telling:
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar if there is one."""
-        if not self.silent:
-            tqdm.write(line, file=sys.stderr)
-            sys.stderr.flush()
+        with suppress(OSError):
+            if not self.silent:
+                tqdm.write(line, file=sys.stderr)
+                sys.stderr.flush()
