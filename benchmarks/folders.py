@@ -106,7 +106,7 @@ def folder(job: Job, options: Options, place: Path) -> Row:
         status = cli.main(words)
     if status:
         raise SystemExit(said.getvalue())
-    cli.main(["sample", str(run), "--out", str(run / "samples"), "--num", "64", "--grid"])
+    cli.main(["sample", str(run), "--out", str(run / "samples"), "--num", "64", "--grid", "--force"])
     PICTURES.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "samples" / "grid.png", PICTURES / f"folder-{job['folder']}.png")
     lines = [line.replace(str(place) + "/", "") for line in said.getvalue().splitlines() if line.strip()]

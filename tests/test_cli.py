@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,8 +52,29 @@ def test_help_of_a_command_names_every_option(command, capsys):
 def test_help_of_train_names_the_presets(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
-    first = capsys.readouterr().out.splitlines()[0]
-    assert all(name in first for name in preset_names())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "the six options one needs:"
+    assert [line.split()[0] for line in lines[1:7]] == [
+        "--data",
+        "--out",
+        "--image-size",
+        "--max-seconds",
+        "--start",
+        "--preset",
+    ]
+    shown = {line.split()[0]: line for line in lines[:25] if line.startswith("  ")}
+    for name in preset_names():
+        assert len(shown[name].split()) > 5, name
+
+
+def test_the_guide_has_every_preset():
+    table = (
+        (Path(__file__).parents[1] / "docs" / "guide.md")
+        .read_text(encoding="utf-8")
+        .split("| preset | for |")[1]
+        .split("\n\n")[0]
+    )
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == preset_names()
 
 
 def test_usage_names_every_command(capsys):
@@ -197,7 +219,8 @@ def test_demo_trains_samples_and_evaluates(tmp_path, cache):
     out = tmp_path / "demo"
     process = start(["demo", "--out", str(out), "--max-seconds", "0.5"], GOALGEN_CACHE=str(cache))
     status, text, err = finish(process)
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert "goalgen:" not in err  # a slow machine says how far it is
     assert "bits_per_dim" in text
     assert size(out / "samples" / "00099.png") == (8, 8)
     numbers = json.loads((out / "evaluation.json").read_text())

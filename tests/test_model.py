@@ -190,7 +190,10 @@ def test_reconstructions_are_images_nearer_to_the_goal_than_samples(model, digit
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 1, 9, 8, dtype=torch.uint8), "images must be uint8"),
+        (
+            torch.zeros(2, 1, 9, 8, dtype=torch.uint8),
+            r"images must be \(N, 1, 8, 8\) or \(N, 8, 8\); these are \(2, 1, 9, 8\)",
+        ),
         (torch.zeros(2, 1, 8, 8), "images must be uint8"),
         (torch.full((2, 1, 8, 8), 17, dtype=torch.uint8), "grey levels 0 to 16"),
         (torch.zeros(0, 1, 8, 8, dtype=torch.uint8), "no images"),

@@ -76,7 +76,7 @@ def refused(folder: Path, match: str) -> None:
 
 def test_all_five_are_written_into_the_run_and_nothing_else(run: Path, written: list[Path]) -> None:
     assert written == [run / "plots" / name for name in NAMES]
-    assert sorted(p.name for p in (run / "plots").iterdir()) == sorted(NAMES)
+    assert sorted(p.name for p in (run / "plots").iterdir()) == sorted([*NAMES, "plots.json"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -335,7 +335,7 @@ def test_data_that_have_changed_are_not_used(copy: Path) -> None:
 
 
 def test_what_is_no_run_is_refused_in_one_line(copy: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere", "nowhere does not exist; plots need the folder of a run")
+    refused(tmp_path / "nowhere", f"nowhere does not exist (looked in {tmp_path}); plots need the folder of a run")
     refused(copy / "best", "best is a saved model; plots need the folder of a run")
     refused(copy / "checkpoints", "holds no log.jsonl; plots need the folder of a run")
     (copy / "log.jsonl").unlink()

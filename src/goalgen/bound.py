@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from goalgen.agents import Agents
+from goalgen.errors import GoalgenError
 from goalgen.rollout import Trajectory, rollout
 from goalgen.task import Task
 
@@ -64,3 +65,16 @@ def importance_weighted_bound(agents: Agents, task: Task, noise: Tensor) -> Tens
     """
     weights = torch.stack([log_weight(agents, rollout(agents, task, n)) for n in noise])
     return math.log(len(weights)) - torch.logsumexp(weights, 0)
+
+
+def check_finite(nats: Tensor) -> None:
+    """Refuse bounds (N,) that are no numbers.
+
+    Raises:
+        GoalgenError: naming the first image of which it is none.
+    """
+    if not bool(torch.isfinite(nats).all()):
+        first = int((~torch.isfinite(nats)).nonzero()[0])
+        raise GoalgenError(
+            f"the bound of image {first} is {nats[first].item()} nats: the weights are damaged; use another checkpoint"
+        )

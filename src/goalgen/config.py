@@ -93,8 +93,13 @@ class TrainingConfig:
     max_steps: int | None = None
     """Stop after this many optimiser steps. Only then does a resumed run end with the very same weights: the learning rate
     is a function of the step, not of the clock."""
+    epochs: float | None = None
+    """Stop after this many passes over the training images: --max-steps in other words."""
     max_seconds: float | None = None
-    """Stop after this many seconds of training, counted over all restarts; 600 where neither limit is given."""
+    """Stop after this many seconds of training, measurements and pictures included, counted over all restarts; 600 where neither
+    limit is given."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """Mixed precision of the networks; the bound itself is always float32. auto: bf16 where it is faster, that is on GPUs
     that support it, and on CPUs that do for a million weights or more."""
@@ -103,6 +108,8 @@ class TrainingConfig:
     takes it, that is for small networks on a GPU. Needs a C++ compiler; a resumed run is then the same but for rounding."""
     augment: bool = False
     """Shift training images by up to one pixel in each direction."""
+    flip: bool = False
+    """Mirror training images, each with a chance of one half, left to right; for what looks as well mirrored."""
     eval_every: int = 200
     """Steps between measurements of the bound on held-out goals; the best weights so far are kept."""
     checkpoint_every: int = 500
@@ -111,14 +118,14 @@ class TrainingConfig:
     """... and at most this many seconds of training between checkpoints."""
     keep: int = 2
     """Checkpoints kept besides the best."""
-    picture_every: int = 1000
-    """Steps between pictures of samples and trajectories (0: only at the end)."""
+    picture_every: int | None = None
+    """Steps between pictures of samples and trajectories (0: only at the end); unset: after 15 s, 30 s, 1 min, 2 min and so on."""
     log_every: int = 20
     """Steps between records in log.jsonl."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the package tensorboard)."""
     quiet: bool = False
-    """No progress bar, even on a terminal."""
+    """Say nothing while training: no bar, and no line every half minute."""
 
     def plain(self) -> TrainingConfig:
         """The same with numbers for what is unset."""
@@ -181,3 +188,8 @@ class Measurement:
     """Of the samples of a bridge: share of the noise of an action that is taken from the canvas; 0 is the model, 1 DDIM."""
     draw_pixels: bool = False
     """Draw the pixels of a sample from the likelihood, rather than round its last canvas."""
+    quick: bool = False
+    """A first answer within some 20 seconds: as few test images, samples and trajectories as that takes, and, unless told otherwise,
+    features that need no training. Its numbers compare with other quick ones only roughly."""
+    quiet: bool = False
+    """Say nothing while measuring: no bar, and no line every half minute."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+KEPT = 600
+"""Letters of the beginning of a message that is too long."""
 
-def one_line(message: object) -> str:
+
+def as_line(message: object) -> str:
     """A message as one line, with escapes for what would steer a terminal, as the names of files may hold."""
     line = " ".join(str(message).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
@@ -17,4 +20,7 @@ class GoalgenError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        line = " ".join(str(message).split())
+        if len(line) > 2 * KEPT:  # what a damaged file says may be long; beginning and end are the message's own
+            line = f"{line[:KEPT]} ... {line[-KEPT // 2 :]}"
+        super().__init__(line)

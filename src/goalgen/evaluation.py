@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, randperm
 
 from goalgen.config import Measurement
-from goalgen.data import ImageSet, Splits, binarize_images
+from goalgen.data import ImageSet, Splits, binarize_images, load_data
 from goalgen.data.labels import match_labels
+from goalgen.data.memory import from_memory
 from goalgen.data.provenance import Provenance, unseen
 from goalgen.errors import GoalgenError
 from goalgen.family import check_least
 from goalgen.metrics import make_features, sample_quality
-from goalgen.model import Given, Model
+from goalgen.model import Asked, Given, Model
 from goalgen.rng import generator
-from goalgen.sampling import Sampled
+from goalgen.sampling import BLOCK, Sampled
 from goalgen.size import count_operations, count_parameters
+from goalgen.telling import Telling
 from goalgen.training.batches import conditional_on
+
+Array = Tensor | np.ndarray
+Data = Splits | str | Path | Array | tuple[Array, Array] | None
+"""What a model can be measured on: see :func:`evaluate`."""
 
 MEANING = {
     "bits_per_dim": "bound on the negative log-likelihood of test images, bits per dimension (lower is better)",
@@ -48,10 +58,12 @@ REPORT_IMAGES = 256
 """Images whose episodes a family reports on."""
 
 
-def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
+def evaluate(model: Model, data: Data = None, **settings: Any) -> dict[str, Any]:
     """Measure ``model`` against the held-out images of ``data``.
 
     Args:
+        data: from :func:`goalgen.load_data`, a source as --data, or the images that were given to :func:`goalgen.train`, or (images, labels); unset:
+            the data of its run.
         settings: see :class:`goalgen.config.Measurement`.
 
     Returns:
@@ -66,21 +78,28 @@ def evaluate(model: Model, data: Splits, **settings: Any) -> dict[str, Any]:
     """
     how = Measurement(**settings)
     check_least(how, num_test=6, num_samples=6, iw_images=1)
+    data = data_of(model, data)
     same = model.provenance is not None and not model.provenance.differences(Provenance.of(data))
     data = held_out(model, data)
     if how.num_test is not None:
         data = dataclasses.replace(data, test=data.test.subset(range(min(how.num_test, len(data.test)))))
+    if how.quick:
+        data, how = made_quick(model, data, how)
     given = given_of(model, data.test, how.start)
-    quality, drawn = measure_samples(model, data, how, given)
+    work = Work.of(how, data)
+    with work.telling:
+        bounds = measure_bound(model, data.test.images, how, given, work)
+        quality, drawn = measure_samples(model, data, how, given, work)
     episodes = model.rollout(data.test.images[:REPORT_IMAGES], how.seed, **rows_of(given, REPORT_IMAGES))
     return {
-        **measure_bound(model, data.test.images, how, given),
+        **bounds,
         "conditional_on": conditional_on(model.family, model.start(how.start), given["names"] is not None),
         "kl_is_upper_bound": any(decision.policy.kl_is_upper_bound for decision in episodes.decisions),
         **quality,
         "sampler": drawn.last.sampler,
         "pixels": drawn.last.pixels,
         "num_test": len(data.test),
+        "quick": how.quick,
         **model.family.report(episodes),
         "parameters": count_parameters(model.family),
         "operations": count_operations(model.family),
@@ -110,6 +129,87 @@ def held_out(model: Model, data: Splits) -> Splits:
     names = data.label_names or tuple(map(str, range(int(data.test.labels.max()) + 1)))
     labels = match_labels(data.test.labels, names, model.classes)
     return dataclasses.replace(data, test=dataclasses.replace(data.test, labels=labels))
+
+
+@dataclass
+class Work:
+    """The parts of a measurement and how far it is, in episodes."""
+
+    parts: dict[str, int]
+    """episodes of each part, in the order in which they are done"""
+    telling: Telling
+
+    @classmethod
+    def of(cls, how: Measurement, data: Splits) -> Work:
+        """... of measuring on these data."""
+        tests = len(data.test)
+        parts = {
+            "bound": tests,
+            "tighter bound": min(how.iw_images, tests) * how.iw_k,
+            "samples": samples_of(how, data),
+        }
+        return cls(parts, Telling(sum(parts.values()), title="evaluate", silent=how.quiet))
+
+    def at(self, part: str, done: int, each: int = 1) -> None:
+        """So many images of a part are done, of ``each`` episodes."""
+        names = list(self.parts)
+        before = sum(self.parts[name] for name in names[: names.index(part)])
+        self.telling.at(before + done * each, lambda: f"{part}: {done:,} of {self.parts[part] // each:,} images")
+
+
+def samples_of(how: Measurement, data: Splits) -> int:
+    """Samples that are drawn."""
+    return min(how.num_samples or 10_000, len(data.test))
+
+
+QUICK_SECONDS, QUICK_TRAIN, FEWEST = 2.5, 5000, 6
+"""Of a quick measurement: seconds for each of its parts, training images to compare with, and the least number of images."""
+
+
+def made_quick(model: Model, data: Splits, how: Measurement) -> tuple[Splits, Measurement]:
+    """As much of the data, and as few trajectories and samples, as give a first answer in a few seconds on this machine."""
+    few = data.test.subset(range(min(FEWEST, len(data.test))))
+    given = given_of(model, few, how.start)
+    model.nll_bound(few.images, how.seed, **given)  # the first also warms up
+    begun = time.perf_counter()
+    model.nll_bound(few.images, how.seed, **given)
+    seconds = (time.perf_counter() - begun) / len(few)  # of an image; in a larger batch it takes less
+    stream = SampleStream(model, few, how, given)
+    list(stream.batches(len(few)))
+    begun = time.perf_counter()
+    list(stream.batches(len(few)))
+    block = time.perf_counter() - begun  # samples are drawn in whole blocks
+    tests = min(max(int(QUICK_SECONDS / seconds), FEWEST), len(data.test), how.num_test or 1000)
+    order = randperm(len(data.train), generator=generator(0, "quick training images"))[:QUICK_TRAIN].sort().values
+    quick = dataclasses.replace(
+        how,
+        num_samples=min(max(int(QUICK_SECONDS / block) * BLOCK, FEWEST), tests, how.num_samples or tests),
+        iw_k=min(how.iw_k, 4),
+        iw_images=max(min(int(QUICK_SECONDS / seconds / min(how.iw_k, 4)), how.iw_images, tests, 64), 1),
+        features="pixel-pca" if how.features == "auto" else how.features,
+    )
+    test = data.test.subset(range(tests))
+    return dataclasses.replace(data, train=data.train.subset(order), test=test), quick
+
+
+def data_of(model: Model, data: Data) -> Splits:
+    """The data to measure on.
+
+    Raises:
+        GoalgenError: they cannot be read, or are other images in memory than the model was trained on.
+    """
+    source = model.config.data
+    if isinstance(data, Splits):
+        return data
+    if isinstance(data, Tensor | np.ndarray | tuple):
+        images, labels = data if isinstance(data, tuple) else (data, None)
+        splits, named = from_memory(images, source, labels)
+        if named != source:
+            raise GoalgenError(
+                "these are other images than the model was trained on; pass all that were given to train()"
+            )
+        return splits
+    return load_data(source if data is None else dataclasses.replace(source, data=str(data)))
 
 
 def check_fit(model: Model, data: Splits) -> None:
@@ -147,11 +247,13 @@ def rows_of(given: Given, count: int, first: int = 0) -> Given:
     }
 
 
-def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given) -> dict[str, Any]:
+def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given, work: Work) -> dict[str, Any]:
     """The bound on all images, and the tighter one on some."""
-    terms = model.nll_bound(images, how.seed, **given)
+    told: Asked = {**given, "each": partial(work.at, "bound")}
+    terms = model.nll_bound(images, how.seed, **told)
     part = images[: how.iw_images]
-    tighter = model.iw_bound(part, how.iw_k, how.seed, **rows_of(given, len(part)))
+    told = {**rows_of(given, len(part)), "each": partial(work.at, "tighter bound", each=how.iw_k)}
+    tighter = model.iw_bound(part, how.iw_k, how.seed, **told)
     total = terms.total.double()
     return {
         "bits_per_dim": float(model.bits_per_dim(total.mean())),
@@ -167,9 +269,11 @@ def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given) 
     }
 
 
-def measure_samples(model: Model, data: Splits, how: Measurement, given: Given) -> tuple[dict[str, Any], SampleStream]:
+def measure_samples(
+    model: Model, data: Splits, how: Measurement, given: Given, work: Work
+) -> tuple[dict[str, Any], SampleStream]:
     """Quality and diversity of samples, and the stream that they came from."""
-    count = min(how.num_samples or 10_000, len(data.test))
+    count = samples_of(how, data)
     drawn = SampleStream(model, data.test, how, given)
     train = data.train.images
     if data.binarize:
@@ -179,7 +283,7 @@ def measure_samples(model: Model, data: Splits, how: Measurement, given: Given) 
         how.features, train, data.train.labels, model.levels, data=data.name, fingerprint=fingerprint
     )  # fmt: skip
     quality = sample_quality(
-        drawn.batches(count), train, data.test.images, model.levels, extractor, train_fingerprint=fingerprint,
+        drawn.batches(count, partial(work.at, "samples")), train, data.test.images, model.levels, extractor, train_fingerprint=fingerprint,
         num_samples=count,
         device=model.device if model.device.type == "cuda" else "cpu",
     )  # fmt: skip
@@ -197,7 +301,7 @@ class SampleStream:
     last: Sampled = field(init=False)
     """what was drawn last"""
 
-    def batches(self, count: int) -> Iterator[Tensor]:
+    def batches(self, count: int, each: Callable[[int], object] | None = None) -> Iterator[Tensor]:
         """``count`` (at most the number of test images) samples in grey levels of the data, (B, C, height, width) uint8."""
         needs_goal = self.model.start(self.how.start).needs_goal
         for first in range(0, count, SAMPLE_BATCH):
@@ -212,5 +316,8 @@ class SampleStream:
                 correlation=self.how.correlation,
                 draw_pixels=self.how.draw_pixels,
                 first=first,
+                canvases=False,
             )
+            if each is not None:
+                each(first + size)
             yield self.last.levels

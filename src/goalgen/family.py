@@ -237,6 +237,16 @@ def check_least(settings: Any, **least: int) -> None:
         _must(settings, name, partial(operator.le, smallest), f"at least {smallest}")
 
 
+def check_most(settings: Any, most: int, *names: str) -> None:
+    """Refuse whole numbers above ``most``; None passes.
+
+    Raises:
+        GoalgenError: naming the option.
+    """
+    for name in names:
+        _must(settings, name, lambda value: value <= most, f"at most {most:,}")
+
+
 def check_share(settings: Any, *names: str) -> None:
     """Refuse shares that are not at least 0 and below 1; None passes.
 
@@ -260,4 +270,4 @@ def check_above_zero(settings: Any, *names: str) -> None:
 def _must(settings: Any, name: str, holds: Callable[[Any], bool], words: str) -> None:
     value = getattr(settings, name)
     if value is not None and not holds(value):
-        raise GoalgenError(f"--{name.replace('_', '-')} must be {words}, not {value}")
+        raise GoalgenError(f"--{name.replace('_', '-')} must be {words}, not {str(value)[:40]}")

@@ -7,22 +7,24 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
-from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from goalgen import rng
-from goalgen.bound import Bound, bits_per_dim, bound, importance_weighted_bound
+from goalgen.bound import Bound, bits_per_dim, bound, check_finite, importance_weighted_bound
 from goalgen.config import Config
 from goalgen.data import from_unit, to_unit
-from goalgen.data.labels import Labels, label_numbers, listed
+from goalgen.data.labels import Labels, listed
 from goalgen.data.provenance import Provenance
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
+from goalgen.hub import HubModel
+from goalgen.intake import Begin, Images, sample_labels, to_canvas, to_images, to_labels
 from goalgen.rollout import Trajectory, draw_noise, rollout
 from goalgen.sampling import Sampled, Wanted, draw_samples
-from goalgen.saved import find_model, load_saved, save_model
+from goalgen.saved import check_device, check_place, find_model, load_saved, save_model
 from goalgen.size import count_parameters
-from goalgen.starts import ImageStart, Start, TensorStart, make_start
+from goalgen.starts import ImageStart, Start, TensorStart, make_start, settled_start
+from goalgen.storage import one_line
 from goalgen.task import Task
 
 CHUNK = 64
@@ -32,7 +34,7 @@ CHUNK = 64
 class Given(TypedDict, total=False):
     """What may be said of images beside the images themselves."""
 
-    start: str | Tensor | None
+    start: Begin
     """initial state, see :meth:`Model.start`; unset: the one trained with"""
     names: Sequence[str] | None
     """a name for each, for a start that is a folder paired by name"""
@@ -40,7 +42,14 @@ class Given(TypedDict, total=False):
     """a label for each, of a model that is conditioned on labels: (N,) numbers of its classes, or their names"""
 
 
-class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
+class Asked(Given, total=False):
+    """... and whom to tell."""
+
+    each: Callable[[int], object] | None
+    """is told how many images are done, now and then"""
+
+
+class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
     """Both agents with their weights, and what is needed to use them.
 
     Attributes:
@@ -107,8 +116,12 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return self.family.device
 
     def to(self, device: str | torch.device) -> Model:
-        """Move the weights."""
-        self.family.to(device)
+        """Move the weights.
+
+        Raises:
+            GoalgenError: this machine has no such device.
+        """
+        self.family.to(check_device(device))
         return self
 
     def bits_per_dim(self, nats: Tensor | float) -> Tensor | float:
@@ -117,16 +130,19 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
-    def start(self, spec: str | Tensor | None = None) -> Start:
-        """The initial state called ``spec`` (see ``--start``), or a tensor of canvases; unset: the one trained with.
+    def start(self, spec: Begin = None) -> Start:
+        """The initial state called ``spec`` (see ``--start``), canvases, or images; unset: the one trained with.
+
+        A tensor or array of floats is canvases in [-1, 1]; of integers, images in grey levels; PIL images are decoded.
 
         Raises:
             GoalgenError: there is no such start, or it has the wrong size.
         """
+        spec = to_canvas(spec, self.shape, self.levels)
         if isinstance(spec, Tensor):
             return TensorStart(spec, self.shape)
         trained = self.config.model.start
-        if spec is None or spec == trained:
+        if spec is None or settled_start(spec) == trained:
             if self.start_image is not None:
                 return ImageStart(trained, self.shape, self.start_image)
             spec = trained
@@ -142,8 +158,8 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         num: int = 64,
         seed: int = 0,
         *,
-        start: str | Tensor | None = None,
-        goals: Tensor | None = None,
+        start: Begin = None,
+        goals: Images | None = None,
         names: Sequence[str] | None = None,
         labels: Labels | None = None,
         temperature: float = 1.0,
@@ -152,6 +168,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         draw_pixels: bool = False,
         first: int = 0,
         guesses: bool = False,
+        canvases: bool = True,
     ) -> Sampled:
         """Draw images with the S-agent alone. Image i depends on (seed, first + i) only, however many are drawn.
 
@@ -159,7 +176,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             num: how many.
             seed: seed of the noise.
             start: initial state, see :meth:`start`.
-            goals: (num, C, height, width) uint8 grey levels, for a start that is a function of the goal.
+            goals: num images (see :func:`goalgen.intake.to_images`), for a start that is a function of the goal.
             names: num names, for a start that is a folder paired by name.
             labels: of a model that is conditioned on labels: one for all images, or num, by name or number (see
                 :attr:`classes`); unset: image i is of class i modulo the number of classes.
@@ -170,6 +187,7 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             draw_pixels: draw every pixel from p(g | x_H), rather than round the last canvas to its grey levels.
             first: index of the first image.
             guesses: keep what the S-agent has in mind on the way, where it has something: a bridge, from its draft to the image.
+            canvases: keep the canvases on the way; without them memory is that of the images alone.
 
         Raises:
             GoalgenError: a number out of range, or a start that does not fit.
@@ -178,9 +196,9 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             raise GoalgenError(f"the number of samples must be at least 1 (not {num}) and the first index at least 0")
         if correlation and not self.family.can_correlate:
             raise GoalgenError("this model's actions have no correlation: --correlation is for --environment bridge")
+        start = to_canvas(start, self.shape, self.levels)
         begin, path = self.start(start), self.family.path(steps)
-        turns = (torch.arange(num) + first) % len(self.classes) if labels is None and self.classes else labels
-        classes = self._labels(turns, num)
+        classes = sample_labels(labels, num, first, self.classes)
         goals = None if goals is None else self._unit(goals)
         if goals is not None and len(goals) != num:
             raise GoalgenError(f"{len(goals)} goals were given for {num} samples; give one for each")
@@ -188,34 +206,21 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             raise GoalgenError(f"{len(start)} starts were given for {num} samples; give one, or one for each")
         each = start if isinstance(start, Tensor) and start.ndim == 4 and len(start) == num else None
         wanted = Wanted(
-            num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels, correlation, guesses
-        )
+            num, seed, first, begin, each, goals, names, classes, temperature, path, draw_pixels, correlation, guesses,
+            canvases,
+        )  # fmt: skip
         return draw_samples(self.family, wanted, trained_start=self.config.model.start)
-
-    def _labels(self, labels: Labels | None, num: int) -> Tensor | None:
-        """Labels as (num,) int64 on the CPU.
-
-        Raises:
-            GoalgenError: the model is not told labels, or needs them; or they are not so many, or not among its classes.
-        """
-        if labels is None:
-            if self.classes:
-                raise GoalgenError("this model is conditioned on labels: give the label of every image")
-            return None
-        if not self.classes:
-            raise GoalgenError("this model is not conditioned on labels (--condition label)")
-        return label_numbers(labels, num, self.classes)
 
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def rollout(self, images: Tensor, seed: int = 0, **given: Unpack[Given]) -> Trajectory:
-        """Episodes of the GC-agent told ``images``, (N, C, height, width) uint8 grey levels; see :class:`Given`."""
-        tasks = self._tasks(images, lambda _: rng.generator(seed, "rollout"), given, max(len(images), 1))
-        ((task, generator),) = tasks
+    def rollout(self, images: Images, seed: int = 0, **given: Unpack[Asked]) -> Trajectory:
+        """Episodes of the GC-agent told ``images``, of any kind that :func:`goalgen.intake.to_images` reads; see :class:`Given`."""
+        images = self._images(images)
+        ((task, generator),) = self._tasks(images, lambda _: rng.generator(seed, "rollout"), given, len(images))
         return self._reach(task, generator)
 
-    def reconstruct(self, images: Tensor, seed: int = 0, **given: Unpack[Given]) -> Tensor:
+    def reconstruct(self, images: Images, seed: int = 0, **given: Unpack[Asked]) -> Tensor:
         """What the GC-agent makes of ``images`` (uint8 grey levels): uint8 grey levels, same shape; see :class:`Given`."""
         parts = []
         for task, generator in self._tasks(images, _chunk_source(seed, "reconstruct"), given):
@@ -223,22 +228,24 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
             parts.append(from_unit(self.family.environment.canvas(last).cpu(), self.levels))
         return torch.cat(parts)
 
-    def nll_bound(self, images: Tensor, seed: int = 0, **given: Unpack[Given]) -> Bound:
+    def nll_bound(self, images: Images, seed: int = 0, **given: Unpack[Asked]) -> Bound:
         """Upper bound on -log p of every image, nats, split by term. (Equation 3)
 
         It is a bound given the initial state, and the label, if the model is told one.
 
         Args:
-            images: (N, C, height, width) uint8 grey levels.
+            images: grey levels (N, C, height, width), PIL images, files; see :func:`goalgen.intake.to_images`.
             seed: of the noise.
             given: see :class:`Given`.
         """
         parts = []
         for task, generator in self._tasks(images, _chunk_source(seed, "bound"), given):
             parts.append(bound(self.family, self._reach(task, generator)))
-        return Bound(torch.cat([p.reconstruction for p in parts]).cpu(), torch.cat([p.kl for p in parts], 1).cpu())
+        terms = Bound(torch.cat([p.reconstruction for p in parts]).cpu(), torch.cat([p.kl for p in parts], 1).cpu())
+        check_finite(terms.total)
+        return terms
 
-    def iw_bound(self, images: Tensor, k: int = 16, seed: int = 0, **given: Unpack[Given]) -> Tensor:
+    def iw_bound(self, images: Images, k: int = 16, seed: int = 0, **given: Unpack[Asked]) -> Tensor:
         """The tighter bound from ``k`` trajectories an image, (N,) nats; see :class:`Given`. (Equation 4)"""
         if k < 1:
             raise GoalgenError(f"the number of trajectories must be at least 1, not {k}")
@@ -246,7 +253,9 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         for task, generator in self._tasks(images, lambda i: rng.generator(seed, "iw bound", i), given):
             noise = torch.stack([draw_noise(self.family.environment, len(task), generator) for _ in range(k)])
             parts.append(importance_weighted_bound(self.family, task, noise.to(self.device)))
-        return torch.cat(parts).cpu()
+        nats = torch.cat(parts).cpu()
+        check_finite(nats)
+        return nats
 
     @torch.no_grad()
     def _reach(self, task: Task, generator: torch.Generator) -> Trajectory:
@@ -254,57 +263,51 @@ class Model(ModelHubMixin, library_name="goalgen", tags=["goalgen", "image-gener
         return rollout(self.family, task, noise)
 
     def _tasks(
-        self, images: Tensor, source: Callable[[int], torch.Generator], given: Given, size: int = CHUNK
+        self, images: Images, source: Callable[[int], torch.Generator], given: Asked, size: int = CHUNK
     ) -> Iterator[tuple[Task, torch.Generator]]:
         """Episodes of ``size`` images at a time, each with the generator, source(index), that has drawn its starts."""
-        names, labels = given.get("names"), self._labels(given.get("labels"), len(images))
+        images = self._images(images)
+        names, labels = given.get("names"), to_labels(given.get("labels"), len(images), self.classes)
         start = self.start(given.get("start"))
-        if unknown := given.keys() - Given.__annotations__.keys():
+        if unknown := given.keys() - Asked.__annotations__.keys():
             raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
-        if not len(images):
-            raise GoalgenError("no images were given")
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
         for i in range(0, len(images), size):
             rows, generator = slice(i, i + size), source(i)
-            goals = self._unit(images[rows])
+            goals = to_unit(images[rows], self.levels)
             part = None if names is None else names[rows]
             canvas = start(len(goals), goals=goals.to(self.device), names=part, generator=generator)
             yield Task(canvas, goals, None if labels is None else labels[rows], part).to(self.device), generator
+            if (each := given.get("each")) is not None:
+                each(min(i + size, len(images)))
 
-    def _unit(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != self.shape:
-            raise GoalgenError(
-                f"images must be uint8 of shape (N, {', '.join(map(str, self.shape))}), not {images.dtype} of "
-                f"{tuple(images.shape)}"
-            )
-        if len(images) and int(images.max()) >= self.levels:
-            raise GoalgenError(f"images must hold grey levels 0 to {self.levels - 1}; found {int(images.max())}")
-        return to_unit(images, self.levels)
+    def _images(self, images: Images) -> Tensor:
+        found = to_images(images, self.shape, self.levels)
+        if not len(found):
+            raise GoalgenError("no images were given")
+        return found
+
+    def _unit(self, images: Images) -> Tensor:
+        return to_unit(self._images(images), self.levels)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model to a folder that :func:`load` and the Hugging Face hub read. Returns the folder."""
-        path = Path(folder)
-        if path.exists() and (path.is_file() or (any(path.iterdir()) and not (path / "config.json").exists())):
-            raise GoalgenError(f"{path} holds something else than a saved model; choose another folder")
-        self._write(path)
+        """Write the model to a folder that :func:`load` and the Hugging Face hub read. Returns the folder.
+
+        Raises:
+            GoalgenError: the folder holds anything but a saved model, or cannot be written.
+        """
+        path = Path(folder).expanduser()
+        with one_line():
+            check_place(path)
+            self._write(path)
         return path
 
     def _write(self, path: Path) -> None:
         facts = {**self.facts, "weights": self.weights}
         save_model(path, self.config, self.family, None, self.start_image, facts, self.provenance)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        import shutil
-        import tempfile
-
-        # The hub mixin owns the folder, so the files go in one by one.
-        with tempfile.TemporaryDirectory() as temporary:
-            self._write(Path(temporary) / "model")
-            for file in (Path(temporary) / "model").iterdir():
-                shutil.copy(file, save_directory / file.name)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **kwargs: Any) -> Model:
@@ -339,8 +342,7 @@ def load(
     Raises:
         GoalgenError: there is nothing there, or it is damaged.
     """
-    folder = find_model(path_or_hub_name, which, revision, token)
-    saved = load_saved(folder, weights)
-    family = saved.family.to(device)
-    origin = str(path_or_hub_name)
+    with one_line():
+        saved = load_saved(find_model(path_or_hub_name, which, revision, token), weights)
+    family, origin = saved.family.to(check_device(device)), str(path_or_hub_name)
     return Model(family, saved.config, saved.facts, saved.start_image, saved.weights, origin, saved.provenance)

@@ -23,8 +23,10 @@ from goalgen.evaluation import held_out
 from goalgen.figures import BLUE, DPI, HEAT, ORANGE, SKY, VERMILION, WIDTH, heat_figure, new_figure, place, write
 from goalgen.metrics.statistics import nearest_rows
 from goalgen.model import Model, load
+from goalgen.nearby import looked
+from goalgen.outputs import OutputFolder
 from goalgen.pictures import film_strip, tile, to_pil
-from goalgen.storage import load_tensors, write_atomically
+from goalgen.storage import load_tensors, one_line, write_atomically
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
 
@@ -34,22 +36,24 @@ SHOWN, NEIGHBOURS = 10, 4  # samples, and training images below each
 COMPARED = 256  # samples, and test images, in the mean distance to the nearest training image
 
 
-def plot_run(folder: Path, out: Path | None = None, *, seed: int = 0) -> list[Path]:
+@one_line()
+def plot_run(folder: Path, out: Path | None = None, *, seed: int = 0, force: bool = False) -> list[Path]:
     """Draw a run: curves.png, kl_by_step.png, usage.png, trajectories.png and neighbours.png. Returns their paths.
 
     Args:
         folder: the run.
         out: folder for the PNGs; unset: plots/ in the run.
         seed: of the samples and of the choice of test images.
+        force: replace the pictures of an earlier plot in ``out``; in plots/ they are replaced anyway.
 
     Warns:
         UserWarning: the data or the initial states are no longer there; pictures that need them are left out.
 
     Raises:
-        GoalgenError: the folder holds no run, or one with no log or no model yet.
+        GoalgenError: the folder holds no run, or one with no log or no model yet; or ``out`` holds anything else.
     """
     folder = folder.expanduser()
-    out = folder / "plots" if out is None else out.expanduser()
+    place = OutputFolder(folder / "plots" if out is None else out, "plots.json", "plots", force=force or out is None)
     curves = read_curves(_read_records(folder), folder)
     model = load(folder)
     figures = {"curves.png": draw_curves(curves), "kl_by_step.png": draw_kl(curves)}
@@ -57,9 +61,10 @@ def plot_run(folder: Path, out: Path | None = None, *, seed: int = 0) -> list[Pa
     tensors = load_tensors(kept[-1] / "raw.safetensors")[0] if kept else model.family.state_dict()
     figures |= model.family.figures(tensors)
     figures |= _sampled_figures(model, seed)
-    for name, figure in figures.items():
-        write_atomically(out / name, partial(figure.savefig, format="png", dpi=DPI))
-    return [out / name for name in figures]
+    with place.filling(list(figures), {"run": folder.resolve().as_posix(), "seed": seed}) as target:
+        for name, figure in figures.items():
+            write_atomically(target / name, partial(figure.savefig, format="png", dpi=DPI))
+    return [place.folder / name for name in figures]
 
 
 def _sampled_figures(model: Model, seed: int) -> dict[str, Figure]:
@@ -68,7 +73,7 @@ def _sampled_figures(model: Model, seed: int) -> dict[str, Figure]:
     try:
         start = model.start()
     except GoalgenError as error:
-        warnings.warn(f"trajectories and neighbours are left out: {error}", stacklevel=3)
+        warnings.warn(f"trajectories and neighbours are left out: {error}", stacklevel=4)
         return {}
     if data is None:
         return {} if start.needs_goal else {"trajectories.png": draw_trajectories(model, None, seed)}
@@ -129,7 +134,8 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
     if (folder / "log.jsonl").is_file():
         return read_log(folder / "log.jsonl")
     reason = "is a saved model" if (folder / "model.safetensors").is_file() else "holds no log.jsonl"
-    raise GoalgenError(f"{folder} {reason if folder.exists() else 'does not exist'}; plots need the folder of a run")
+    gone = f"does not exist {looked(str(folder))}"
+    raise GoalgenError(f"{folder} {reason if folder.exists() else gone}; plots need the folder of a run")
 
 
 def _load_data(model: Model) -> Splits | None:
@@ -141,7 +147,7 @@ def _load_data(model: Model) -> Splits | None:
             raise GoalgenError(f"its images are now {now} levels, the model's are {then}")
         return held_out(model, data)
     except GoalgenError as error:
-        warnings.warn(f"the run's data cannot be used, pictures that need them are left out: {error}", stacklevel=4)
+        warnings.warn(f"the run's data cannot be used, pictures that need them are left out: {error}", stacklevel=5)
         return None
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from goalgen import rng
 from goalgen.data import from_unit, to_bytes
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
+from goalgen.outputs import OutputFolder
 from goalgen.pictures import columns_for, film_strip, save_gif, save_png, tile, to_pil
 from goalgen.rollout import draw_noise, sample_rollout
 from goalgen.starts import Start
-from goalgen.storage import write_bytes, write_text
+from goalgen.storage import write_bytes
 from goalgen.task import Task
 
 BLOCK = 64
@@ -33,7 +34,8 @@ class Sampled:
     images: Tensor
     """(N, C, height, width) uint8, 0..255"""
     states: Tensor
-    """canvases x_0 .. x_H as pictures, (H + 1, N, C, height, width) uint8, 0..255"""
+    """canvases x_0 .. x_H as pictures, (H + 1, N, C, height, width) uint8, 0..255; the last alone, (1, N, ...), where they were not
+    to be kept"""
     levels: Tensor
     """the images in the grey levels of the data, 0..levels-1, (N, C, height, width) uint8"""
     start: str
@@ -77,6 +79,8 @@ class Wanted:
     """share of the noise of an action that is taken from the canvas"""
     guesses: bool = False
     """keep what the S-agent has in mind on the way"""
+    canvases: bool = True
+    """keep the canvases on the way, and not the last alone"""
 
     def sampler(self, horizon: int) -> str:
         """What is another sampler than the model of the bound, which takes all H steps at temperature 1."""
@@ -113,60 +117,108 @@ def draw_samples(family: Family, wanted: Wanted, trained_start: str) -> Sampled:
     if wanted.draw_pixels and wanted.path[-1] < family.horizon:
         raise GoalgenError("--draw-pixels needs a last canvas, and so few --steps end with a draft; take one step more")
     first, num = wanted.first, wanted.num
-    canvases: list[Tensor] = []
+    frames: list[Tensor] = []  # of each block, as grey levels
     files: list[dict[str, bytes]] = []
     guesses: list[Tensor] = []
+    evaluations = 0
     for block in range(first // BLOCK, -(-(first + num) // BLOCK)):
         noise = draw_noise(family.environment, BLOCK, rng.generator(wanted.seed, "sample", block)).to(family.device)
         task = wanted.task(block).to(family.device)
         episodes = sample_rollout(family, task, noise, wanted.temperature, wanted.path, wanted.correlation)
-        canvases.append(family.environment.canvases(episodes.states).cpu())
+        evaluations = len(episodes.states) - 1
+        canvases = family.environment.canvases(episodes.states if wanted.canvases else episodes.states[-1:]).cpu()
         if episodes.draft is not None:
-            canvases[-1][-1] = episodes.draft.cpu()
+            canvases[-1] = episodes.draft.cpu()
         if wanted.draw_pixels:
             generator = rng.generator(wanted.seed, "sample pixels", block)
-            canvases[-1][-1] = family.likelihood.draw(episodes.states[-1], generator).cpu()
+            canvases[-1] = family.likelihood.draw(episodes.states[-1], generator).cpu()
+        if not bool(torch.isfinite(canvases).all()):
+            raise GoalgenError(
+                "the samples are not finite: the weights are damaged, or the --temperature is too far from 1"
+            )
+        frames.append(from_unit(canvases, family.levels))
         files += family.files(episodes)
         if wanted.guesses and episodes.guesses:
-            guesses.append(torch.stack(episodes.guesses).cpu())
+            guesses.append(from_unit(torch.stack(episodes.guesses).cpu(), family.levels))
     kept = slice(first % BLOCK, first % BLOCK + num)
-    frames = from_unit(torch.cat(canvases, 1)[:, kept], family.levels)
+    levels = torch.cat(frames, 1)[:, kept]
     spec = wanted.start.spec
     spec = spec if spec == trained_start else f"{spec} (trained with {trained_start})"
-    pictures = to_bytes(frames, family.levels)
+    pictures = to_bytes(levels, family.levels)
     thought = None
     if guesses:
-        thought = to_bytes(from_unit(torch.cat(guesses, 1)[:, kept], family.levels), family.levels)
-        thought = torch.cat([thought, pictures[-1:]])
+        thought = torch.cat([to_bytes(torch.cat(guesses, 1)[:, kept], family.levels), pictures[-1:]])
     return Sampled(
-        pictures[-1], pictures, frames[-1], spec, len(frames) - 1, wanted.labels, wanted.sampler(family.horizon),
+        pictures[-1], pictures, levels[-1], spec, evaluations, wanted.labels, wanted.sampler(family.horizon),
         "drawn from p(g | x_H)" if wanted.draw_pixels else "the rounded last canvas", files[kept], thought,
     )  # fmt: skip
 
 
-def write_samples(sampled: Sampled, out: Path, *, grid: bool, trajectory: bool, facts: dict[str, Any]) -> list[Path]:
-    """Write PNGs 00000.png, ... and, as asked, grid.png, trajectories.png, trajectories.gif and guesses.png, into ``out``."""
-    written = []
-    for i, image in enumerate(sampled.images, facts.get("first", 0)):
-        written.append(out / f"{i:05d}.png")
-        save_png(to_pil(image), written[-1])
-    for i, files in enumerate(sampled.files, facts.get("first", 0)):
-        for extension, content in files.items():
-            written.append(out / f"{i:05d}{extension}")
-            write_bytes(written[-1], content)
-    if grid:
-        written.append(out / "grid.png")
-        save_png(tile(sampled.images, columns_for(len(sampled.images))), written[-1])
-    if trajectory:
-        written += [out / "trajectories.png", out / "trajectories.gif"]
-        save_png(film_strip(sampled.states[:, :8]), written[-2])
-        save_gif(sampled.states[:, :64], written[-1])
-    if trajectory and sampled.guesses is not None:
-        written.append(out / "guesses.png")
-        save_png(film_strip(sampled.guesses[:, :8]), written[-1])
+def pieces(num: int, first: int = 0) -> Iterator[tuple[int, int]]:
+    """Whole blocks of the samples ``first`` to ``first + num - 1``: (first index, how many) of each."""
+    at = first
+    while at < first + num:
+        size = min(BLOCK - at % BLOCK, first + num - at)
+        yield at, size
+        at += size
+
+
+SHOWN_STRIP, SHOWN_GIF, SHOWN_GRID = 8, 64, 1024
+"""Images, the first ones, in the film strip, in the GIF, and in the grid."""
+
+
+def write_samples(
+    parts: Iterable[Sampled], place: OutputFolder, num: int, *, grid: bool, trajectory: bool, facts: dict[str, Any]
+) -> tuple[Sampled, list[Path]]:
+    """Write PNGs 00000.png, ... part by part and, as asked, grid.png, trajectories.png, trajectories.gif and guesses.png.
+
+    Memory does not grow with the number of images: what is shown of many is of the first ones.
+
+    Args:
+        parts: samples in order, ``num`` in all; the first ``SHOWN_GIF`` with their canvases, if trajectories are asked for.
+        place: where to.
+        facts: for samples.json; "first" is the index of the first image.
+
+    Returns:
+        The first part, and the paths of the pictures of many.
+
+    Raises:
+        GoalgenError: a file cannot be written, or would take the place of another's.
+    """
+    rest = iter(parts)
+    head, at = next(rest), facts["first"]
+    extensions = [".png", *(head.files[0] if head.files else {})]
+    pictures = ["grid.png"] if grid else []
+    pictures += ["trajectories.png", "trajectories.gif"] if trajectory else []
+    pictures += ["guesses.png"] if trajectory and head.guesses is not None else []
     about = {
-        **facts, "start": sampled.start, "network_evaluations": sampled.network_evaluations, "sampler": sampled.sampler,
-        "pixels": sampled.pixels,
+        **facts, "start": head.start, "network_evaluations": head.network_evaluations, "sampler": head.sampler,
+        "pixels": head.pixels,
     }  # fmt: skip
-    write_text(out / "samples.json", json.dumps(about, indent=2) + "\n")
-    return written
+    names = [f"{i:05d}{extension}" for i in range(at, at + num) for extension in extensions]
+    shown: list[Tensor] = []
+    states: list[Tensor] = []
+    guesses: list[Tensor] = []
+    with place.filling([*names, *pictures], about) as folder:
+        for part in chain([head], rest):
+            for i, image in enumerate(part.images, at):
+                save_png(to_pil(image), folder / f"{i:05d}.png")
+            for i, files in enumerate(part.files, at):
+                for extension, content in files.items():
+                    write_bytes(folder / f"{i:05d}{extension}", content)
+            done, at = at - facts["first"], at + len(part.images)
+            if grid and done < SHOWN_GRID:
+                shown.append(part.images)
+            if trajectory and done < SHOWN_GIF:
+                states.append(part.states)
+                guesses += [] if part.guesses is None else [part.guesses]
+        if grid:
+            images = torch.cat(shown)[:SHOWN_GRID]
+            save_png(tile(images, columns_for(len(images))), folder / "grid.png")
+        if trajectory:
+            frames = torch.cat(states, 1)
+            save_png(film_strip(frames[:, :SHOWN_STRIP]), folder / "trajectories.png")
+            save_gif(frames[:, :SHOWN_GIF], folder / "trajectories.gif")
+        if guesses:
+            save_png(film_strip(torch.cat(guesses, 1)[:, :SHOWN_STRIP]), folder / "guesses.png")
+    return head, [place.folder / name for name in pictures]

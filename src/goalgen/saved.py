@@ -7,13 +7,13 @@ whoever made the file.
 from __future__ import annotations
 
 import json
-import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from goalgen.config import Config
@@ -21,9 +21,11 @@ from goalgen.data.provenance import FILE, Provenance
 from goalgen.errors import GoalgenError
 from goalgen.families import make
 from goalgen.family import Family
+from goalgen.nearby import is_hub_name, looked
 from goalgen.settings import from_dict, to_dict
-from goalgen.storage import load_json, load_tensors, save_tensors, write_folder
-from goalgen.zoo import PREFIX, zoo_folder
+from goalgen.skeleton import Facts, check_fits, check_numbers, compare, model_tensors, read_facts
+from goalgen.storage import load_json, load_shapes, load_tensors, old_folder, one_line, save_tensors, write_folder
+from goalgen.zoo import PREFIX, zoo_folder, zoo_names
 
 
 @dataclass
@@ -40,13 +42,6 @@ class Saved:
     """which weights these are, "ema" or "raw" """
     provenance: Provenance | None
     """the images that it was made from, where that was kept"""
-
-
-def model_tensors(family: nn.Module) -> dict[str, Tensor]:
-    """What of a family's tensors a saved model holds: all but the buffers that only training needs."""
-    modules = family.named_modules()
-    left = {f"{at}.{name}" if at else name for at, part in modules for name in getattr(part, "training_buffers", ())}
-    return {name: tensor for name, tensor in family.state_dict().items() if name not in left}
 
 
 def save_model(
@@ -97,34 +92,57 @@ def load_saved(folder: Path, weights: str = "ema") -> Saved:
         GoalgenError: a file is missing or damaged, or one does not fit the other.
     """
     values = load_json(folder / "config.json")
-    facts = values.pop("facts", None)
-    if not isinstance(facts, dict) or not _is_shape(facts.get("shape")) or not isinstance(facts.get("levels"), int):
-        raise GoalgenError(
-            f"{folder / 'config.json'} is not the configuration of a saved model: it lacks shape and levels"
-        )
+    told = values.pop("facts", None)
+    facts = read_facts(told, str(folder / "config.json"))
     config = from_dict(values, source=str(folder / "config.json"), strict=False)
-    tensors, metadata = load_tensors(folder / "model.safetensors")
+    path, image = folder / "model.safetensors", None
+    tensors, metadata = _load_fitting(path, config, facts)
     image = tensors.pop("start.image", None)
     if weights == "raw" and metadata.get("weights") != "raw":
-        tensors, metadata = load_tensors(folder / "model.raw.safetensors")
-    channels, height, width = facts["shape"]
-    family = make(config, (channels, height, width), facts["levels"], num_labels=facts.get("num_labels", 0))
+        tensors, metadata = _load_fitting(folder / "model.raw.safetensors", config, facts)
+    shape, levels, num_labels = facts
+    family = make(config, shape, levels, num_labels=num_labels)
+    compare(family, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
     known, kept = family.state_dict(), model_tensors(family)
-    tensors = {name: t for name, t in tensors.items() if t.numel() or name in known}  # empty ones: of earlier versions
-    tensors = {name: t for name, t in known.items() if name not in kept} | tensors
+    tensors = {name: t for name, t in tensors.items() if name in known}  # empty ones, of earlier versions, are left out
+    check_numbers(tensors if image is None else {**tensors, "start.image": image}, str(folder))
     try:
-        family.load_state_dict(tensors)
+        family.load_state_dict({name: t for name, t in known.items() if name not in kept} | tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise GoalgenError(f"{folder / 'model.safetensors'} does not fit its configuration: {reason}") from None
-    for name, tensor in (tensors if image is None else {**tensors, "start.image": image}).items():
-        if not math.isfinite(tensor.double().sum().item()):
-            raise GoalgenError(f"{folder}: the weights {name} hold NaN or infinity; use another checkpoint")
-    return Saved(family, config, facts, image, metadata.get("weights", "ema"), Provenance.load(folder / FILE))
+        raise GoalgenError(f"{path} does not fit its configuration: {reason}") from None
+    return Saved(family, config, told, image, metadata.get("weights", "ema"), Provenance.load(folder / FILE))
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(v, int) and v > 0 for v in value)
+def _load_fitting(path: Path, config: Config, facts: Facts) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file, once its header says that they are those of the configuration."""
+    check_fits(config, facts, load_shapes(path), str(path))
+    return load_tensors(path)
+
+
+FILES = {"config.json", "model.safetensors", "model.raw.safetensors", FILE, "README.md"}
+"""Files of a saved model; the last one is the hub's."""
+
+
+def check_place(folder: Path, *, beside: bool = False) -> None:
+    """Refuse to save a model where anything else is.
+
+    Args:
+        beside: other files may lie there, as in a folder for the hub, but no other config.json.
+
+    Raises:
+        GoalgenError: the folder is a file, holds a run, or other files than a saved model's.
+    """
+    with one_line():
+        if not folder.exists():
+            return
+        found = {p.name for p in folder.iterdir() if not p.name.startswith(".")} if folder.is_dir() else {folder.name}
+        own = not found
+        if "config.json" in found:
+            with suppress(GoalgenError):
+                own = "facts" in load_json(folder / "config.json")
+    if folder.is_file() or not (own or (beside and "config.json" not in found)) or not (beside or found <= FILES):
+        raise GoalgenError(f"{folder} holds something else than a saved model; choose another folder")
 
 
 def find_model(
@@ -141,20 +159,38 @@ def find_model(
     if path.is_dir():
         if (path / "model.safetensors").exists():
             return path
-        if (path / which / "config.json").exists():
-            return path / which
+        for place in (
+            path / which,
+            old_folder(path / which),
+        ):  # the second if a process was killed just as it replaced it
+            if (place / "config.json").exists():
+                return place
         if (path / "checkpoints").is_dir() or (path / "log.jsonl").exists():
             raise GoalgenError(f"{path} is a run that has saved no {which} model yet; let it train longer")
         raise GoalgenError(f"{path} holds neither a goalgen run nor a saved model")
     text = str(name)
     if path.exists():
         raise GoalgenError(f"{path} is a file; give the folder of a run or of a saved model")
-    if text.count("/") != 1 or text.startswith((".", "~", "/")):
+    if not is_hub_name(text):
         raise GoalgenError(
-            f"{text} does not exist; give the folder of a run or of a saved model, or a hub name owner/model"
+            f"{text} does not exist {looked(text, [PREFIX + n for n in zoo_names()])}; give the folder of a run or of a saved model, or a hub name owner/model"
         )
     try:
         return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # hub and network libraries each have their own
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise GoalgenError(f"{text} is no folder here, and could not be loaded from the hub: {reason}") from None
+        raise GoalgenError(
+            f"{text} is no folder here, and could not be loaded from the hub: {reason} {looked(text)}"
+        ) from None
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        GoalgenError: it is not there on this machine.
+    """
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+        raise GoalgenError(f"--device {device} is not there on this machine; use --device cpu") from None

@@ -174,6 +174,8 @@ def configure(preset: str | None = None, **settings: Any) -> Config:
     """
     values: dict[str, Any] = {}
     for name, value in settings.items():
+        if name == "image_size" and type(value) is int:
+            value = (value, value)
         tables = [table for table, kind in TABLES.items() if name in kind.__dataclass_fields__]
         tables += [table_of(f.Settings.__dataclass_fields__[name]) for f in owners(name)]
         place = values if name in ("out", "seed") else values.setdefault(tables[0] if tables else "model", {})
@@ -199,6 +201,13 @@ def preset_names() -> list[str]:
     """Return the names that ``--preset`` takes."""
     folder = resources.files("goalgen") / "presets"
     return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def preset_words() -> dict[str, str]:
+    """What each preset is for, in its own words: the comment that its file begins with."""
+    folder = resources.files("goalgen") / "presets"
+    texts = {name: (folder / f"{name}.toml").read_text(encoding="utf-8") for name in preset_names()}
+    return {name: text.splitlines()[0].lstrip("# ") for name, text in texts.items()}
 
 
 def load_preset(name: str) -> Config:

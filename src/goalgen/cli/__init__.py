@@ -10,7 +10,7 @@ from typing import Any
 
 from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_sample, run_show, run_train
 from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions, ShowOptions
-from goalgen.errors import GoalgenError, one_line
+from goalgen.errors import GoalgenError, as_line
 
 __all__ = ["DemoOptions", "EvaluateOptions", "PlotOptions", "SampleOptions", "ShowOptions", "main"]
 
@@ -37,7 +37,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"goalgen: warning: {one_line(message)}", file=sys.stderr)
+    print(f"goalgen: warning: {as_line(message)}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return status
     except GoalgenError as error:
-        print(f"goalgen: error: {one_line(error)}", file=sys.stderr)
+        print(f"goalgen: error: {as_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("goalgen: interrupted", file=sys.stderr)
@@ -69,3 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who reads the output (head, a pager) has had enough; Python's own flush at the end must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a file that nobody above has words for
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"goalgen: error: {as_line(place + (error.strerror or str(error)))}", file=sys.stderr)
+        return 2

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from goalgen.cli.options import (
@@ -19,19 +19,19 @@ from goalgen.cli.options import (
     parse,
     parse_config,
 )
-from goalgen.errors import GoalgenError, one_line
+from goalgen.errors import GoalgenError, as_line
 
 
 def run_train(arguments: Sequence[str]) -> int:
     """goalgen train"""
     from accelerate import PartialState
 
-    from goalgen.settings import load_preset, preset_names
+    from goalgen.settings import load_preset
     from goalgen.training import train
 
     preset, rest = _take_preset(list(arguments))
     if any(a in ("-h", "--help") for a in rest):
-        print(f"presets (--preset NAME, before the options that it sets): {', '.join(preset_names())}\n")
+        print(first_help())
     outcome = train(parse_config(rest, None if preset is None else load_preset(preset)))
     given = f" given {' and '.join(outcome.conditional_on)}" if outcome.conditional_on else ""
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim{given}"
@@ -43,6 +43,29 @@ def run_train(arguments: Sequence[str]) -> int:
     return 130 if outcome.interrupted else 0
 
 
+def first_help() -> str:
+    """The options that one needs, and the presets, before the list of all options."""
+    from goalgen.settings import preset_words
+
+    presets = "\n".join(f"  {name:<18} {words}" for name, words in preset_words().items())
+    return f"""{NEEDED}
+
+presets (--preset NAME; the other options override what it sets):
+{presets}
+"""
+
+
+NEEDED = """the six options one needs:
+  --data SRC         a folder of images, a parquet file, a hub name owner/name, or digits (the default)
+  --out DIR          folder of the run; the same command again resumes
+  --image-size H W   resize the images (needed where they differ in size); 32 means 32x32
+  --max-seconds S    how long to train (or --epochs N, --max-steps N); 600 where nothing is said
+  --start WHAT       what an image begins from: mean, noise, blur, downsample:4, mask:0.5, a picture, ...
+  --preset NAME      settings that are known to work
+
+With these alone, family, network and sizes are chosen by the images. Everything else is optional and follows below."""
+
+
 def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
     """Take --preset NAME out of the arguments: it chooses the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -52,54 +75,64 @@ def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _load(options: ModelOptions) -> Any:
-    import torch
-
     from goalgen.model import load
+    from goalgen.saved import check_device
 
     if options.weights not in ("ema", "raw"):
         raise GoalgenError(f"--weights must be ema or raw, not {options.weights!r}")
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise GoalgenError(f"--device {options.device} is not there on this machine; use --device cpu") from None
-    return load(options.model, weights=options.weights, device=options.device)  # type: ignore[arg-type]
+    device = check_device(options.device)
+    return load(options.model, weights=options.weights, device=device)  # type: ignore[arg-type]
 
 
 def run_sample(arguments: Sequence[str]) -> int:
     """goalgen sample"""
     options = parse(SampleOptions, "sample", arguments)
 
+    from goalgen.intake import sample_labels
+    from goalgen.outputs import OutputFolder
     from goalgen.sampling import write_samples
 
-    if options.out.is_file():
-        raise GoalgenError(f"--out {options.out} is a file; choose a folder")
+    place = OutputFolder(options.out, "samples.json", "samples", force=options.force)
     model = _load(options)
-    goals, names = _start_goals(model, options)
-    sampled = model.sample(
-        options.num, options.seed, start=options.start, goals=goals, names=names, temperature=options.temperature,
-        first=options.first, steps=options.steps, labels=options.label, correlation=options.correlation, draw_pixels=options.draw_pixels,
-        guesses=options.trajectory,
-    )  # fmt: skip
+    if options.num < 1 or options.first < 0:
+        raise GoalgenError(f"--num must be at least 1, not {options.num}, and --first at least 0, not {options.first}")
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
     }  # fmt: skip
-    if sampled.labels is not None:
-        names = [model.classes[i] for i in sampled.labels.tolist()]
-        facts["labels"] = {f"{i:05d}.png": name for i, name in enumerate(names, options.first)}
-    written = write_samples(sampled, options.out, grid=options.grid, trajectory=options.trajectory, facts=facts)
-    extra = [str(p) for p in written if p.stem in ("grid", "trajectories", "guesses")]
+    of_files = sample_labels(options.label, options.num, options.first, model.classes)
+    if of_files is not None:
+        named = enumerate(of_files.tolist(), options.first)
+        facts["labels"] = {f"{i:05d}.png": model.classes[label] for i, label in named}
+    parts = _parts(model, options)
+    drawn, pictures = write_samples(
+        parts, place, options.num, grid=options.grid, trajectory=options.trajectory, facts=facts
+    )
     print(
-        f"{options.num} images in {options.out} ({sampled.network_evaluations} network evaluations each, start: "
-        f"{sampled.start}){'; ' + ', '.join(extra) if extra else ''}"
+        f"{options.num} images in {options.out} ({drawn.network_evaluations} network evaluations each, start: "
+        f"{drawn.start}){'; ' + ', '.join(map(str, pictures)) if pictures else ''}"
     )
     return 0
 
 
-def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:
-    """Goals, one a sample, for a start that is a function of the goal; names for a folder that is paired with them."""
-    import torch
+def _parts(model: Any, options: SampleOptions) -> Iterator[Any]:
+    """The samples asked for, a block at a time; canvases are kept of those that are shown."""
+    from goalgen.sampling import SHOWN_GIF, pieces
 
+    goals, names = _start_goals(model, options)
+    for first, size in pieces(options.num, options.first):
+        rows = range(first, first + size)
+        shown = options.trajectory and first - options.first < SHOWN_GIF
+        yield model.sample(
+            size, options.seed, start=options.start, goals=None if goals is None else goals[[i % len(goals) for i in rows]],
+            names=None if names is None else [names[i % len(names)] for i in rows], temperature=options.temperature,
+            first=first, steps=options.steps, labels=options.label, correlation=options.correlation,
+            draw_pixels=options.draw_pixels, guesses=shown, canvases=shown,
+        )  # fmt: skip
+
+
+def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:
+    """Goals for a start that is a function of the goal, and their names for a folder that is paired with them."""
     from goalgen.data import from_unit, load_data, to_unit
     from goalgen.data.provenance import unseen
     from goalgen.starts import FolderStart
@@ -125,9 +158,7 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str]
         splits = unseen(splits, model.provenance)
     # A start is seen through the model's own grey levels, whatever those of the goals' files.
     goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
-    index = (torch.arange(options.num) + options.first) % len(goals)
-    names = splits.test.subset(index).names if start.pairs_with(splits.test.names) else None
-    return goals[index], names
+    return goals, splits.test.names if start.pairs_with(splits.test.names) else None
 
 
 def run_evaluate(arguments: Sequence[str]) -> int:
@@ -136,8 +167,11 @@ def run_evaluate(arguments: Sequence[str]) -> int:
 
     from goalgen.data import load_data
     from goalgen.evaluation import evaluate
+    from goalgen.outputs import check_file
     from goalgen.storage import write_text
 
+    if options.json is not None:
+        check_file(options.json, "nll_bound_nats", "numbers", options.force)
     model = _load(options)
     source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
@@ -157,7 +191,7 @@ def _print_table(numbers: dict[str, Any]) -> None:
 
     other = numbers["sampler"] != "model"  # samples are not of the model that the bound is of
     table = Table(
-        title=f"{escape(one_line(numbers['data']))}: {numbers['num_test']} test images, {numbers['num_samples']} samples"
+        title=f"{escape(as_line(numbers['data']))}: {numbers['num_test']} test images, {numbers['num_samples']} samples"
     )
     table.add_column("number", no_wrap=True)
     if other:
@@ -173,6 +207,8 @@ def _print_table(numbers: dict[str, Any]) -> None:
     # Off a terminal rich would cut the table at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     console.print(table)
+    if numbers["quick"]:
+        console.print("quick: a first answer on few images; without --quick it is measured on all")
     if numbers["conditional_on"]:
         given = " and ".join(numbers["conditional_on"])
         console.print(f"bits_per_dim given {given}: every bound here is one on -log p(image given {given})")
@@ -202,14 +238,14 @@ def run_show(arguments: Sequence[str]) -> int:
     from goalgen.model import load
 
     model = load(options.model)
-    print(one_line(str(model).removeprefix("<goalgen.Model: ").removesuffix(">")))
-    print(one_line(f"start: {model.config.model.start}; data: {model.config.data.data}"))
-    about = model.facts.get("data") or {}
+    print(as_line(str(model).removeprefix("<goalgen.Model: ").removesuffix(">")))
+    print(as_line(f"start: {model.config.model.start}; data: {model.config.data.data}"))
+    about = {} if model.provenance is None else model.provenance.about
     for role in ("train", "validation", "test"):
         if role in about:
             print(f"{about[role]['images']:>9,} {role} images, fingerprint {about[role]['fingerprint']}")
     for number, name in enumerate(model.classes):
-        print(f"--label {one_line(name)}" + ("" if name == str(number) else f"  (number {number})"))
+        print(f"--label {as_line(name)}" + ("" if name == str(number) else f"  (number {number})"))
     return 0
 
 
@@ -219,7 +255,7 @@ def run_plot(arguments: Sequence[str]) -> int:
 
     from goalgen.plots import plot_run
 
-    for path in plot_run(options.model, options.out, seed=options.seed):
+    for path in plot_run(options.model, options.out, seed=options.seed, force=options.force):
         print(path)
     return 0
 
@@ -240,8 +276,8 @@ def run_demo(arguments: Sequence[str]) -> int:
         print("stopped; the same command goes on from here")
         return 130
     out, samples = str(options.out), options.out / "samples"
-    run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory"])
-    run_evaluate([out, "--json", str(options.out / "evaluation.json")])
+    run_sample([out, "--out", str(samples), "--num", "100", "--grid", "--trajectory", "--force"])
+    run_evaluate([out, "--json", str(options.out / "evaluation.json"), "--force"])
     print(
         f"\nlook at: {samples / 'grid.png'} (new digits)\n         {samples / 'trajectories.png'} (how each was drawn)"
     )

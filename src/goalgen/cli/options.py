@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import io
 import re
@@ -43,7 +44,9 @@ class SampleOptions(ModelOptions):
     """Draw new images with the S-agent alone."""
 
     out: Path = Path("samples")
-    """Folder for the PNGs."""
+    """Folder for the PNGs: a new one, or an empty one."""
+    force: bool = False
+    """Replace the samples that the folder holds; files that goalgen did not write are never touched."""
     num: int = 64
     """Number of images."""
     seed: int = 0
@@ -66,9 +69,9 @@ class SampleOptions(ModelOptions):
     draw_pixels: bool = False
     """Draw every pixel from p(g | x_H), as the model of the bound does, rather than round the last canvas."""
     grid: bool = False
-    """Also write grid.png, all images in one."""
+    """Also write grid.png, all images in one (of more than 1,024 the first)."""
     trajectory: bool = False
-    """Also write trajectories.png (film strip) and trajectories.gif."""
+    """Also write trajectories.png (film strip of the first 8) and trajectories.gif (the first 64)."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,9 @@ class EvaluateOptions(ModelOptions):
     """Measure a model on held-out images."""
 
     json: Path | None = None
-    """File for the numbers."""
+    """File for the numbers: a new one."""
+    force: bool = False
+    """Replace the numbers of an earlier evaluation in that file."""
     data: str | None = None
     """Data to measure on; unset: those of the run."""
     how: Measurement = dataclasses.field(default_factory=Measurement)
@@ -97,7 +102,9 @@ class PlotOptions:
     model: tyro.conf.Positional[Path]
     """Folder of a run."""
     out: Path | None = None
-    """Folder for the pictures; unset: plots/ in the run."""
+    """Folder for the pictures, a new one or an empty one; unset: plots/ in the run, whose pictures are replaced."""
+    force: bool = False
+    """Replace the pictures of an earlier plot in the folder."""
     seed: int = 0
     """Seed of the samples shown."""
 
@@ -123,6 +130,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str], default: T | No
         GoalgenError: an unknown option or a value of the wrong type.
         SystemExit: after --help.
     """
+    arguments = with_sizes(arguments)
     errors = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -133,7 +141,65 @@ def parse(kind: type[T], command: str, arguments: Sequence[str], default: T | No
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    raise GoalgenError(f"{_one_line(errors.getvalue())} (see goalgen {command} --help)")
+    said = _one_line(errors.getvalue())
+    if unknown := re.match(r"Unrecognized options: (-\S+?)(?:[,\s]|$)", said):
+        raise GoalgenError(f"{unknown_option(unknown[1], option_names(kind), command)} (see goalgen {command} --help)")
+    raise GoalgenError(f"{said} (see goalgen {command} --help)")
+
+
+ALIASES = {
+    "--lr": "--learning-rate", "--batch": "--batch-size", "--bs": "--batch-size", "--gpu": "--device cuda", "--cuda": "--device cuda",
+    "--steps": "--max-steps", "--num-steps": "--max-steps", "--iterations": "--max-steps", "--time": "--max-seconds",
+    "--minutes": "--max-seconds", "--output": "--out", "-o": "--out", "--output-dir": "--out", "--n": "--num", "-n": "--num",
+    "--samples": "--num", "--num-samples": "--num", "--size": "--image-size", "--resolution": "--image-size",
+    "--dataset": "--data", "--data-dir": "--data", "--model": "--environment", "--overwrite": "--force", "-f": "--force",
+    "--class": "--label", "--hflip": "--flip", "--horizontal-flip": "--flip", "--config": "--preset", "--ema-decay": "--ema",
+    "--epoch": "--epochs", "--fp16": "--precision bf16", "--bf16": "--precision bf16", "--verbose": "",
+}  # fmt: skip
+"""What options are called elsewhere, and here."""
+
+
+def unknown_option(given: str, names: Sequence[str], command: str) -> str:
+    """What to say of an option that does not exist."""
+    name = given.partition("=")[0]
+    if name in ("--resume", "--continue"):
+        return f"no option is called {name}: the same command again resumes"
+    known = [f"--{n.replace('_', '-')}" for n in names]
+    alias = ALIASES.get(name, "")
+    if alias.partition(" ")[0] in known:
+        return f"goalgen {command} has no option {name}; did you mean {alias}?"
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
+    return f"goalgen {command} has no option {name}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+
+
+def option_names(kind: type) -> list[str]:
+    """Names of all settings of a dataclass, and of those inside it."""
+    hints, names = typing.get_type_hints(kind), []
+    for item in dataclasses.fields(kind):
+        inner = hints[item.name]
+        names += option_names(inner) if isinstance(inner, type) and dataclasses.is_dataclass(inner) else [item.name]
+    return names
+
+
+def with_sizes(arguments: Sequence[str]) -> list[str]:
+    """The same where --image-size may be one number, or two with an x or a comma between."""
+    found: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") != "--image-size":
+            found.append(word)
+            continue
+        if not equals:
+            value = rest.pop(0) if rest else ""
+        sides = re.fullmatch(r"(\d+)(?:[x,*](\d+))?", value.strip().lower())
+        if sides is None:
+            found += [name, value] if value else [name]
+            continue
+        second = sides[2] or (rest.pop(0) if rest and re.fullmatch(r"\d+", rest[0]) else sides[1])
+        found += [name, sides[1], second]
+    return found
 
 
 def _one_line(message: str) -> str:
@@ -178,7 +244,43 @@ def parse_config(arguments: Sequence[str], preset: Config | None) -> Config:
             f"{option} is about images of your own, and --data says none: add --data path/to/images, or --data digits for the "
             "digits that come with goalgen"
         )
-    return from_dict(values, before, "goalgen train")
+    return from_dict(values, _yielding(before, values), "goalgen train")
+
+
+def _yielding(preset: Config, said: dict[str, Any]) -> Config:
+    """The preset without what contradicts what was said: its family where a GC-agent of another was, and the other way round."""
+    from goalgen.families import families
+
+    model, training = said.get("model", {}), said.get("training", {})
+    homes = {agent: name for name, family in families().items() for agent in family.gc_agents}
+    if "gc_agent" in model and "environment" not in model and preset.model.environment != "auto":
+        home = homes.get(model["gc_agent"])
+        if home is not None and model["gc_agent"] not in agents_of(preset.model.environment):
+            preset = dataclasses.replace(
+                preset, model=dataclasses.replace(preset.model, environment="auto"), family=None
+            )
+    agent = preset.model.gc_agent
+    if (
+        "environment" in model
+        and "gc_agent" not in model
+        and agent != "auto"
+        and agent not in agents_of(model["environment"])
+    ):
+        preset = dataclasses.replace(preset, model=dataclasses.replace(preset.model, gc_agent="auto"), family=None)
+    if "epochs" in training and "max_steps" not in training:
+        preset = dataclasses.replace(preset, training=dataclasses.replace(preset.training, max_steps=None))
+    return preset
+
+
+def agents_of(environment: str) -> list[str]:
+    """The GC-agents of a family, or of all families of stages; none where there is no such family."""
+    from goalgen.config import ModelConfig
+    from goalgen.families import family_of
+
+    try:
+        return list(family_of(ModelConfig(environment=environment)).gc_agents)
+    except GoalgenError:
+        return []
 
 
 def _train_options(config: Config) -> tuple[Any, set[str]]:

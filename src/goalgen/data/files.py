@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from goalgen.data.formats import EXTENSIONS
+from goalgen.errors import GoalgenError
 
 _COMPANIONS = frozenset(
     [".txt", ".md", ".rst", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".html", ".htm", ".css", ".js", ".log", ".ini", ".db", ".cfg", ".py", ".ipynb", ".sh", ".bib", ".license", ".md5", ".sha1", ".sha256", ".url", ".torrent"]
@@ -35,6 +36,9 @@ def list_files(folder: Path) -> Listing:
     """Return what lies in ``folder`` and below.
 
     Links to folders are followed, each folder once: where it lies, if that is below ``folder``.
+
+    Raises:
+        GoalgenError: ``folder`` itself cannot be read.
     """
     found = Listing()
     seen: set[str] = set()
@@ -47,6 +51,8 @@ def list_files(folder: Path) -> Listing:
             else:
                 _walk(link, found, seen, further)
         links = further
+    if folder in found.odd:
+        raise GoalgenError(f"{folder} cannot be read; you need the right to read and enter it")
     found.files.sort(key=lambda p: p.relative_to(folder).as_posix())
     return found
 

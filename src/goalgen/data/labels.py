@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from goalgen.errors import GoalgenError
 
-Labels = Tensor | Sequence[int | str] | int | str
+Labels = Tensor | np.ndarray | Sequence[int | str] | int | str
 """Labels of images, see :func:`label_numbers`."""
 
 FEW = 100
@@ -107,10 +108,12 @@ def label_numbers(labels: Labels, num: int, names: Sequence[str]) -> Tensor:
     """
     if isinstance(labels, (str, int)):
         labels = [labels] * num
+    if not isinstance(labels, Tensor | np.ndarray | Sequence):
+        raise GoalgenError(f"labels must be names or numbers of classes, not {type(labels).__name__}")
     found = labels if isinstance(labels, Tensor) else torch.tensor([find_label(v, names) for v in labels])
     if found.ndim != 1 or len(found) != num:
         raise GoalgenError(f"{found.numel()} labels were given for {num} images; give one for each")
-    if not bool(((found >= 0) & (found < len(names))).all()):
+    if found.is_floating_point() or not bool(((found >= 0) & (found < len(names))).all()):
         raise GoalgenError(f"labels must be 0 to {len(names) - 1}")
     return found.long()
 

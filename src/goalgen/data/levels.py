@@ -42,6 +42,12 @@ def binarize_images(images: Tensor, levels: int, generator: torch.Generator) -> 
     return (chance.to(images.device) < images.to(torch.float32) / (levels - 1)).to(torch.uint8)
 
 
+def augment_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (N, C, height, width) of which each is mirrored left to right with a chance of one half."""
+    mirrored = torch.rand(len(images), generator=generator, device=generator.device).to(images.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
 def augment_shift(images: Tensor, generator: torch.Generator, pixels: int = 1) -> Tensor:
     """Return every image (N, C, height, width) shifted by its own whole number of pixels.
 

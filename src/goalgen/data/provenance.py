@@ -21,6 +21,8 @@ from goalgen.storage import load_tensors, save_tensors, write_atomically
 FILE = "data.safetensors"
 """Name of the file, in a run and in a saved model."""
 
+ROLES = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -61,11 +63,11 @@ class Provenance:
             return None
         tensors, metadata = load_tensors(path)
         try:
-            about = json.loads(metadata["about"])
-            if not isinstance(about, dict) or tensors["seen"].dtype != torch.int64:
+            about, seen = json.loads(metadata["about"]), tensors["seen"]
+            if not _is_about(about) or seen.dtype != torch.int64 or seen.ndim != 1:
                 raise ValueError
-            return cls(about, tensors["seen"])
-        except (KeyError, ValueError):
+            return cls(about, seen)
+        except (KeyError, ValueError, RecursionError):
             raise GoalgenError(f"{path} is damaged: it does not say what data it is of; restore or delete it") from None
 
     def differences(self, other: Provenance) -> str:
@@ -80,13 +82,26 @@ class Provenance:
             found.append(
                 f"classes {listed(theirs['classes'] or ['none'])} now, {listed(mine.get('classes') or ['none'])} then"
             )
-        for role in ("train", "validation", "test"):
+        for role in ROLES:
             before, now = mine.get(role, {}), theirs[role]
             if before.get("images") != now["images"]:
                 found.append(f"{now['images']:,} {role} images now, {before.get('images', 0):,} then")
             elif before.get("fingerprint") != now["fingerprint"]:
                 found.append(f"other {role} images, labels or order of them")
         return "; ".join(found)
+
+
+def _is_about(about: Any) -> bool:
+    """Whether a value is what :meth:`Provenance.of` says of data: models come from anywhere."""
+    if not isinstance(about, dict) or not all(isinstance(about.get(role), dict) for role in ROLES):
+        return False
+    counts = [about[role].get("images") for role in ROLES]
+    shape, classes = about.get("shape"), about.get("classes")
+    if not isinstance(shape, list) or not isinstance(classes, list | None):
+        return False
+    names = [about.get("name"), *(about[role].get("fingerprint") for role in ROLES), *(classes or [])]
+    whole = all(type(number) is int for number in [*counts, *shape, about.get("levels")])
+    return whole and all(isinstance(name, str) for name in names)
 
 
 def _size(shape: list[int]) -> str:

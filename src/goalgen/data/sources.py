@@ -28,12 +28,15 @@ from goalgen.data.provenance import say_repeated
 from goalgen.data.records import Records, Source, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
 from goalgen.errors import GoalgenError
+from goalgen.nearby import is_hub_name, looked
+from goalgen.storage import one_line
 
 LARGE = 4 * 2**30
 """Bytes of decoded images from which a warning states the size before memory is taken."""
 _Shape = tuple[int, int, int]
 
 
+@one_line()
 def load_data(config: DataConfig) -> Splits:
     """Read the goals that ``config`` describes.
 
@@ -57,8 +60,16 @@ def load_data(config: DataConfig) -> Splits:
 def _load(config: DataConfig) -> Splits:
     if config.data == "digits":
         return _digits(config)
+    if config.data.startswith("memory:"):
+        raise GoalgenError(
+            "the run was given its images in Python, and they are not kept with it: give them again, or --data with the images as files"
+        )
     path = Path(config.data).expanduser()
     if not path.exists():
+        if not is_hub_name(config.data):
+            raise GoalgenError(
+                f"{config.data} does not exist {looked(config.data, ['digits'])}; --data takes digits, a folder, a parquet file or a hub name owner/name"
+            )
         return _decode_splits(tables.open_hub(config.data), config)[0]
     key = tables.decoded_key(path, config)
     if key is not None and (found := tables.load_decoded(key, config)) is not None:
@@ -129,7 +140,7 @@ def _decode_splits(source: Source, config: DataConfig) -> tuple[Splits, bool]:
         count, first = len(corrupt), ", ".join([*corrupt][:5])
         named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
         warnings.warn(f"{named} (the first: {next(iter(corrupt.values()))})", stacklevel=2)
-    return _finish(sets, config, label_names, source.name), not source.holds_paths() and not corrupt
+    return finish(sets, config, label_names, source.name), not source.holds_paths() and not corrupt
 
 
 def _note(corrupt: dict[str, str], name: str, error: GoalgenError, config: DataConfig) -> None:
@@ -217,7 +228,8 @@ def _decode(
     return images[: len(kept)], torch.tensor(kept, dtype=torch.int64)
 
 
-def _finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[str, ...] | None, name: str) -> Splits:
+def finish(sets: dict[str, ImageSet], config: DataConfig, label_names: tuple[str, ...] | None, name: str) -> Splits:
+    """The three sets, black and white if they are to be; digests are those of the images before."""
     sets = {role: dataclasses.replace(part, digests=part.digest()) for role, part in sets.items()}
     if config.binarize:
         if sets["train"].shape[0] != 1:
@@ -244,4 +256,4 @@ def _digits(config: DataConfig) -> Splits:
     whole = ImageSet(images, levels, torch.from_numpy(digits.target).to(torch.int64))
     roles = choose({"train": torch.arange(len(whole))}, config, "digits")
     sets = {role: whole.subset(chosen) for role, (_, chosen) in roles.items()}
-    return _finish(sets, config, tuple(str(n) for n in digits.target_names), "digits")
+    return finish(sets, config, tuple(str(n) for n in digits.target_names), "digits")

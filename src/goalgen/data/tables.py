@@ -24,12 +24,12 @@ from torch import Tensor
 from goalgen.cache import cache_key, load_stored, store
 from goalgen.config import DataConfig
 from goalgen.data.files import list_files
-from goalgen.data.formats import EXTENSIONS
 from goalgen.data.records import SPLIT_NAMES, Item, Records, Source, by_split, label_of_folder
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
+from goalgen.nearby import looked
 
-INSTALL = 'pip install "goalgen[datasets]"'
+INSTALL = "pip install datasets pyarrow"
 """What reading tables needs, for messages."""
 LARGEST = 2**30
 """Bytes of parquet files up to which what they decode to is kept."""
@@ -127,19 +127,16 @@ def open_hub(name: str) -> Source:
     Raises:
         GoalgenError: there is none, it has no training split, or the package to read it is missing.
     """
-    looks_like_path = name.startswith(".") or name.lower().endswith((*EXTENSIONS, ".parquet"))
-    if looks_like_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise GoalgenError(f"{name} does not exist; --data takes digits, a folder, a parquet file or a hub name")
     try:
         import datasets
     except ImportError:
-        raise GoalgenError(f"{name} is no file or folder here; to look for it on the hub: {INSTALL}") from None
+        raise GoalgenError(f"{name} is no file or folder here {looked(name)}; for the hub: {INSTALL}") from None
     try:
         found = datasets.load_dataset(name)
     except Exception as error:  # datasets, hub and network libraries each have their own
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise GoalgenError(
-            f"{name} is no file or folder here, and the hub does not give it ({reason}); check name and network"
+            f"{name} is no file or folder here, and the hub does not give it ({reason}); check name and network {looked(name)}"
         ) from None
     return open_data_sets(name, found)
 

@@ -14,8 +14,11 @@ from goalgen.families.latent import Latent
 from goalgen.families.proposals import Proposals
 from goalgen.families.reveal import Reveal
 from goalgen.families.stages import Stages, make_stages
-from goalgen.family import Family, Plan, check_least, check_share
+from goalgen.family import Family, Plan, check_least, check_most, check_share
 from goalgen.networks import SIZES, NetworkSpec, default_patch
+
+LARGEST = 10**6
+"""No size of a network, and no number of steps, is larger."""
 
 F = TypeVar("F", bound=type[Family])
 
@@ -97,6 +100,7 @@ def plan_of(config: Config, shape: tuple[int, int, int], levels: int, num_labels
     """
     model, family = config.model, family_of(config.model)
     check_least(model, horizon=1, width=1, depth=1 if model.network == "unet" else 0, head_width=1, patch=1)
+    check_most(model, LARGEST, "horizon", "width", "depth", "head_width", "patch")
     check_share(model, "dropout")
     if model.condition == "label" and num_labels < 1:
         raise GoalgenError(

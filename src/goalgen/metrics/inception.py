@@ -37,7 +37,7 @@ class InceptionFeatures(Features):
         try:
             module: Any = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another PyTorch
-            hint = 'pip install "goalgen[inception]"'
+            hint = "pip install torch-fidelity torchvision"
             raise GoalgenError(f"Inception features need torch-fidelity and torchvision ({error}); {hint}") from None
         path = os.environ.get("GOALGEN_INCEPTION")
         state = _read_weights(Path(path)) if path else _download_weights(module.URL_INCEPTION_V3)

@@ -18,6 +18,7 @@ from torch import Tensor
 from goalgen.config import DataConfig
 from goalgen.data.images import EXTENSIONS
 from goalgen.errors import GoalgenError
+from goalgen.nearby import looked, settled
 from goalgen.starts.kinds import FolderStart, GoalStart, ImageStart, NoiseStart, Shape, Start, TensorStart
 
 KINDS = (
@@ -28,6 +29,11 @@ KINDS = (
 
 # Whether a kind takes a parameter, by its name.
 _PARAMETER = {kind.partition("[")[0]: "[" in kind for kind in KINDS if " " not in kind}
+
+
+def settled_start(spec: str) -> str:
+    """A start as a run keeps it: a path in full, any other as it is."""
+    return settled(spec, list(_PARAMETER))
 
 
 def make_start(spec: str, shape: Shape, mean: Tensor | None = None, data: DataConfig | None = None) -> Start:
@@ -57,7 +63,9 @@ def make_start(spec: str, shape: Shape, mean: Tensor | None = None, data: DataCo
     if spec and path.exists():
         return FolderStart(spec, shape, reading) if path.is_dir() else ImageStart.of_file(spec, shape, reading)
     if re.search(r"^[~.]|[\\/]|^[A-Za-z]:$", spec) or spec.lower().endswith(EXTENSIONS):  # it looks like a path
-        raise GoalgenError(f"the start {spec} does not exist; check the path, or choose one of {', '.join(KINDS)}")
+        raise GoalgenError(
+            f"the start {spec} does not exist {looked(spec)}; check the path, or choose one of {', '.join(KINDS)}"
+        )
     raise GoalgenError(f"no start is called {spec!r}; there are: {', '.join(KINDS)}")
 
 
@@ -155,4 +163,4 @@ def edges(goals: Tensor) -> Tensor:
     return (torch.hypot(gradient_x, gradient_y) / 8).clamp(0, 1) * 2 - 1
 
 
-__all__ = ["FolderStart", "ImageStart", "Start", "TensorStart", "blur", "make_start"]
+__all__ = ["FolderStart", "ImageStart", "Start", "TensorStart", "blur", "make_start", "settled_start"]

@@ -250,6 +250,6 @@ def _check_size(path: Path, pixels: Tensor, shape: Shape) -> None:
     height, width = pixels.shape[1:]
     if (height, width) != shape[1:]:
         raise GoalgenError(
-            f"start of the wrong size: {path} is {height}x{width} and the states are {shape[1]}x{shape[2]} "
-            f"(height x width); resize it, or train with --image-size {height} {width}"
+            f"start of the wrong size: {path} is {height}x{width} and the model's images are {shape[1]}x{shape[2]} "
+            f"(height x width); resize it to {shape[1]}x{shape[2]}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.config import Config
-from goalgen.data import BatchOrder, ImageSet, augment_shift, binarize_images, to_unit
+from goalgen.data import BatchOrder, ImageSet, augment_flip, augment_shift, binarize_images, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.family import Draws, Family
 from goalgen.starts import Start
@@ -59,9 +60,17 @@ class Batches:
             )
         self.order = BatchOrder(len(train), size // self.episodes, config.seed)
         self.names = train.names if start.pairs_with(train.names) else None
+        if self.names is not None and config.training.flip:
+            raise GoalgenError(
+                "--flip would mirror the goals and not their partners in the folder of --start; leave it out"
+            )
         self.rows = slice(rank * size // world, (rank + 1) * size // world)
         self.maker = ThreadPoolExecutor(1, "batches")  # starts no thread until it is asked to
         self.coming: dict[int, Future[Batch]] = {}
+
+    def steps_of(self, epochs: float | None) -> int | None:
+        """Optimiser steps in which the training images are seen so many times."""
+        return None if epochs is None else max(math.ceil(epochs * self.order.size / self.order.batch_size - 1e-9), 1)
 
     def __call__(self, step: int) -> Batch:
         """The batch of optimiser step ``step`` (counted from 0). Where a GPU computes, the next one is made meanwhile."""
@@ -81,6 +90,8 @@ class Batches:
         images, levels = self.train.images[indices], self.train.levels
         if self.config.training.augment:
             images = augment_shift(images, stream("augmentation"))
+        if self.config.training.flip:
+            images = augment_flip(images, stream("flips"))
         if self.binarize:
             images, levels = binarize_images(images, levels, stream("binarisation")), 2
         goals = to_unit(images, levels)

@@ -8,6 +8,7 @@ DIR/best/, DIR/last/                 a saved model each, see goalgen.saved
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from goalgen.errors import GoalgenError
-from goalgen.storage import load_json, load_tensors, save_tensors, write_folder
+from goalgen.storage import load_json, load_tensors, one_line, save_tensors, write_folder
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Progress:
     best_bits: float | None = None
     """Lowest held-out bound so far, bits/dim, by the averaged weights."""
     best_step: int = 0
+    validation_images: int | None = None
+    """Held-out images that the run is measured on, the first ones; unset: all."""
     counts: dict[str, int] = field(default_factory=dict)
     """What the family has counted so far, such as proposals revived."""
     window: list[list[float]] = field(default_factory=list)
@@ -68,9 +71,18 @@ def save_checkpoint(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    paths = (folder / "checkpoints").glob("step-*")
-    return sorted(p for p in paths if p.is_dir() and re.fullmatch(r"step-\d+", p.name))
+    """Complete checkpoints of a run, oldest first.
+
+    Raises:
+        GoalgenError: their folder is there and cannot be read. (Path.glob would find nothing, and the run begin anew.)
+    """
+    place = folder / "checkpoints"
+    with one_line():
+        try:
+            names = sorted(os.listdir(place))
+        except FileNotFoundError:
+            return []
+        return [place / name for name in names if re.fullmatch(r"step-\d+", name) and (place / name).is_dir()]
 
 
 def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

@@ -8,23 +8,22 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from goalgen import rng
 from goalgen.bound import bits_per_dim
-from goalgen.choice import choose, is_open, worth
 from goalgen.config import Config
-from goalgen.data import Splits, load_data
+from goalgen.data import Splits
 from goalgen.errors import GoalgenError
 from goalgen.families import make
 from goalgen.family import AfterStep, Family
 from goalgen.learning import Clock, Learned
 from goalgen.saved import save_model
-from goalgen.settings import complete, save_config
+from goalgen.settings import save_config
 from goalgen.size import count_operations, describe_size
 from goalgen.starts import ImageStart, make_start
 from goalgen.storage import write_atomically
@@ -34,14 +33,10 @@ from goalgen.training.ema import EMA
 from goalgen.training.log import cut_log
 from goalgen.training.machine import StopSignal, choose_precision, compile_networks, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
-from goalgen.training.preparation import check_config, check_data, check_start, class_names, prepare_folder
-from goalgen.training.validation import draw_snapshot, validation_bound
-
-TIMED = 10
-"""Steps after which it is said what the time of a run buys."""
-
-DEFAULT_SECONDS = 600.0
-"""Length of a run for which neither steps nor seconds are given."""
+from goalgen.training.pace import Pace
+from goalgen.training.preparation import check_data, check_start, class_names
+from goalgen.training.teller import Teller, next_picture
+from goalgen.training.validation import BATCH, draw_snapshot, validation_bound
 
 
 @dataclass
@@ -59,26 +54,8 @@ class Outcome:
     """What the bound is given, such as labels."""
 
 
-def train(config: Config) -> Outcome:
-    """Train, or resume, the run that ``config`` describes.
-
-    Raises:
-        GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
-    """
-    check_config(config)
-    data: Splits | None = None
-    chosen: list[str] = []
-    if is_open(config):
-        data = load_data(config.data)
-        check_data(config, data)  # before it is asked what suits them: that would be other settings
-        config, chosen = choose(config, data, torch.cuda.is_available())
-    config = complete(config)
-    prepare_folder(config)
-    return Trainer(config, data or load_data(config.data), chosen).run()
-
-
 class Trainer:
-    """One run. :func:`train` is the way in; the class is for those who change the loop."""
+    """One run. :func:`goalgen.train` is the way in; the class is for those who change the loop."""
 
     def __init__(self, config: Config, data: Splits, remarks: Sequence[str] = ()) -> None:
         """``remarks``: lines to say before training begins, of a run whose settings were chosen for the user."""
@@ -88,7 +65,9 @@ class Trainer:
         self.provenance = check_data(config, data)
         self.classes = class_names(data) if config.model.condition == "label" else ()
         family = make(config, self.shape, self.levels, rng.derive_seed(config.seed, "weights"), len(self.classes))
-        precision = choose_precision(self.settings.precision, family, lambda: count_operations(family)["train"])
+        precision = choose_precision(
+            self.settings.precision, family, lambda: count_operations(family)["train"], self.settings.device
+        )
         self.accelerator = make_accelerator(config, precision)
         self.main = self.accelerator.is_main_process
         self.silent = self.settings.quiet or not self.main
@@ -110,6 +89,10 @@ class Trainer:
         self.saved_at, self.saved_step = 0.0, -1
         self.window: list[Tensor] = []  # what the steps since the last record of the log measured
         self.over = False
+        self.picture_at = 0.0
+        self.pace = Pace(
+            self.batches.steps_of(self.settings.epochs) or self.settings.max_steps, self.settings.max_seconds
+        )
         self.stop = StopSignal()
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -117,64 +100,57 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the end, a signal, or a loss that is not finite."""
         self._resume()
-        if not self.silent:
-            size = [describe_size(self.family)] if self.remarks or sys.stderr.isatty() else []
-            print(*self.remarks, *size, sep="\n", end="\n" if size else "", file=sys.stderr)
+        if not self.silent and (self.remarks or sys.stderr.isatty()):
+            print(*self.remarks, describe_size(self.family), sep="\n", file=sys.stderr, flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
             self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
-        bar = tqdm(
-            total=self._total(), initial=self._position(), unit="", disable=True if self.silent else None,
-            bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}",
-        )  # fmt: skip
         self.clock = time.perf_counter() - self.progress.seconds
-        self.saved_at = self.progress.seconds
-        mark = begun = (time.perf_counter(), self.progress.step)
-        with bar, self.stop.listening():
+        self.saved_at, self.picture_at = self.progress.seconds, next_picture(self.progress.seconds)
+        self.teller = Teller(
+            self.pace.total, self._position(), self.progress.step, len(self.data.train), self.settings.batch_size or 0,
+            self.pace.limit if self.pace.timed else None, bool(self.remarks), self.silent,
+        )  # fmt: skip
+        with self.teller.telling, self.stop.listening():
+            if self.pace.timed and not self.pace.is_late(self.progress.seconds):
+                self._plan_validation()
             while not self._finished():
                 learned = self._step()
                 names, values = measured(learned)
                 self.window.append(values)
                 step = self.progress.step
-                if step == begun[1] + 1:
-                    begun = (time.perf_counter(), begun[1])  # the first step also warms up
-                elif step == begun[1] + TIMED:
-                    self._say_worth((TIMED - 1) / (time.perf_counter() - begun[0]))
-                bar.n = self._position()
                 if step % self.settings.log_every == 0:
-                    rate_now = (step - mark[1]) * (self.settings.batch_size or 0) / (time.perf_counter() - mark[0])
-                    record = self._log(names, rate_now)
-                    mark = (time.perf_counter(), step)
-                    bar.set_postfix_str(f"{record['bits_per_dim']:.3f} bits/dim, {rate_now:,.0f} images/s")
+                    self.teller.bits = self._log(names, self.teller.rate(step))["bits_per_dim"]
                 self._at_intervals()
+                self.teller.after(step, self._position(), self.progress.seconds, partial(self._bits_of, learned))
         return self._end()
 
-    def _say_worth(self, steps_per_second: float) -> None:
-        """What the time buys at this rate, where settings were chosen for the user and the time is limited."""
-        seconds = self._seconds()
-        if self.remarks and seconds is not None and not self.silent:
-            images_per_second = steps_per_second * (self.settings.batch_size or 0)
-            tqdm.write(worth(len(self.data.train), images_per_second, seconds), file=sys.stderr)
+    def _bits_of(self, learned: Learned) -> float:
+        return float(bits_per_dim(learned.bound.total.detach().mean(), self.shape))
 
-    def _seconds(self) -> float | None:
-        """Limit of time, if there is one."""
-        return self.settings.max_seconds or (None if self.settings.max_steps else DEFAULT_SECONDS)
-
-    def _total(self) -> float:
-        return self.settings.max_steps or self.settings.max_seconds or DEFAULT_SECONDS
+    def _plan_validation(self) -> None:
+        """Measure on so many held-out images that one measurement takes a small share of the time; the same ones all along."""
+        images = self.data.validation
+        batch = images.subset(range(min(BATCH, len(images))))
+        number, seconds = self.pace.affordable(
+            lambda: validation_bound(self.ema.module, batch, self.start, self.config.seed),
+            lambda mine: self._mean(torch.tensor(mine, device=self.accelerator.device)).item(),
+        )
+        count = min(self.progress.validation_images or BATCH * number, len(images))
+        self.progress.validation_images = count
+        if count < len(images):
+            self.teller.telling.say(f"measured on {count} of {len(images)} held-out images, as the time is short")
+        self.pace.costs["validation"] = seconds * -(-count // BATCH)
 
     def _position(self) -> float:
-        return self.progress.step if self.settings.max_steps else min(self.progress.seconds, self._total())
+        return self.pace.position(self.progress.step, self.progress.seconds)
 
     def _finished(self) -> bool:
         """Whether the run is over, or was told to stop."""
         self.progress.seconds = time.perf_counter() - self.clock
-        seconds = self._seconds()
-        self.over = self._is_last_step() or (seconds is not None and self._agreed(self.progress.seconds >= seconds))
+        late = self.pace.limit is not None and self._agreed(self.pace.is_late(self.progress.seconds))
+        self.over = late or self.pace.is_last_step(self.progress.step)
         return self.over or self._agreed(self.stop.received)
-
-    def _is_last_step(self) -> bool:
-        return self.settings.max_steps is not None and self.progress.step >= self.settings.max_steps
 
     def _agreed(self, flag: bool) -> bool:
         """Whether any process says so: clocks and signals differ between processes, the last step must not."""
@@ -183,20 +159,17 @@ class Trainer:
         mine = torch.tensor([float(flag)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(mine, "sum").item() > 0)
 
-    def _done(self) -> float:
-        """Share of the run that lies behind. With --max-steps it is a function of the step alone."""
-        return (self.progress.step if self.settings.max_steps else self.progress.seconds) / self._total()
-
     def _step(self) -> Learned:
         settings, step = self.settings, self.progress.step
+        done = self.pace.done(step, self.progress.seconds)
         task, draws = self.batches(step)
-        factor = rate(settings, step, self._done())
+        factor = rate(settings, step, done)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         seed_dropout(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
         if not self.learner.training:
             self.learner.train()
-        learned: Learned = self.learner(task, draws, Clock(step, self._done()))
+        learned: Learned = self.learner(task, draws, Clock(step, done))
         self.optimizer.zero_grad()
         self.accelerator.backward(learned.loss)
         self._check_and_clip(learned)
@@ -250,10 +223,12 @@ class Trainer:
     def _at_intervals(self) -> None:
         settings, step = self.settings, self.progress.step
         # The last step is measured and kept here, not after the loop, so that a run cut off at it ends like any other.
-        last = self._is_last_step()
-        if step % settings.eval_every == 0 or last:
+        last, now = self.pace.is_last_step(step), time.perf_counter() - self.clock
+        if (step % settings.eval_every == 0 and self.pace.may_measure(now)) or last:
             self._validate()
-        if settings.picture_every and step % settings.picture_every == 0:
+        by_clock = settings.picture_every is None and now >= self.picture_at
+        if by_clock or (settings.picture_every and step % settings.picture_every == 0):
+            self.picture_at = next_picture(now)
             self._pictures()
         self.progress.seconds = time.perf_counter() - self.clock
         due = self.progress.seconds - self.saved_at >= settings.checkpoint_seconds
@@ -277,7 +252,11 @@ class Trainer:
     def _validate(self) -> None:
         """The bound on held-out goals with the averaged weights; keep the best."""
         self._check_weights()
-        total = validation_bound(self.ema.module, self.data.validation, self.start, self.config.seed)
+        images = self.data.validation
+        if self.progress.validation_images is not None and self.progress.validation_images < len(images):
+            images = images.subset(range(self.progress.validation_images))
+        with self.pace.taking("validation"):
+            total = validation_bound(self.ema.module, images, self.start, self.config.seed)
         bits = float(bits_per_dim(total, self.shape))
         if not math.isfinite(bits):
             self._stop_at_nan(f"the held-out bound is {bits}")
@@ -299,18 +278,20 @@ class Trainer:
 
     def _pictures(self) -> None:
         if self.main:
-            folder = self.config.out / "pictures"
-            draw_snapshot(
-                self.ema.module, self.data.validation, self.start, self.config.seed, folder, self.progress.step
-            )
+            folder, step = self.config.out / "pictures", self.progress.step
+            with self.pace.taking("pictures"):
+                self.teller.picture = str(
+                    draw_snapshot(self.ema.module, self.data.validation, self.start, self.config.seed, folder, step)
+                )
 
     def _checkpoint(self) -> None:
         self._check_weights()
         self.progress.window = self._mean(torch.stack(self.window)).tolist() if self.window else []
         if self.main:
-            save_checkpoint(
-                self.config.out, self.family, self.ema.module, self.optimizer, self.progress, self.settings.keep
-            )
+            with self.pace.taking("checkpoint"):
+                save_checkpoint(
+                    self.config.out, self.family, self.ema.module, self.optimizer, self.progress, self.settings.keep
+                )
         self.saved_at, self.saved_step = self.progress.seconds, self.progress.step
         self.accelerator.wait_for_everyone()
 
@@ -325,8 +306,8 @@ class Trainer:
             self.saved_step = self.progress.step
         if self.main:
             cut_log(folder / "log.jsonl", self.progress.step)
-            self.provenance.keep(folder)
             write_atomically(folder / "config.json", lambda p: save_config(self.config, p))
+            self.provenance.keep(folder)  # after the file by which the folder is a run
         self.accelerator.wait_for_everyone()
 
     def _end(self) -> Outcome:
@@ -334,6 +315,8 @@ class Trainer:
         already = self.saved_step == self.progress.step
         if not interrupted and (not already or self.progress.best_bits is None):
             self._validate()
+        if not interrupted and self.pace.timed and self.progress.seconds < self.pace.total:
+            self.progress.seconds, already = self.pace.total, False  # the end uses up the rest
         if not already:
             self._checkpoint()
         if not interrupted:

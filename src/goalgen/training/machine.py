@@ -18,6 +18,7 @@ from torch import nn
 from goalgen.config import Config
 from goalgen.errors import GoalgenError
 from goalgen.networks import Top, Trunk
+from goalgen.saved import check_device
 from goalgen.training.log import JSONLTracker
 
 BF16_WEIGHTS, BF16_OPERATIONS = 1_000_000, 10_000_000
@@ -34,12 +35,16 @@ def make_accelerator(config: Config, precision: str) -> Accelerator:
     tracker: list[Any] = [JSONLTracker(config.out / "log.jsonl")]
     if config.training.tensorboard:
         if not is_tensorboard_available():  # Accelerate would leave the tracker out and say nothing
-            raise GoalgenError('--tensorboard needs the package tensorboard: pip install "goalgen[tensorboard]"')
+            raise GoalgenError("--tensorboard needs the package tensorboard: pip install tensorboard")
         tracker.append("tensorboard")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # an earlier run of this Python process had another precision
+    device = config.training.device
+    if device != "auto":
+        check_device(device)
     try:
         accelerator = Accelerator(
+            cpu=device == "cpu",
             mixed_precision=precision,
             log_with=tracker,
             project_dir=config.out,
@@ -56,11 +61,18 @@ def make_accelerator(config: Config, precision: str) -> Accelerator:
     return accelerator
 
 
-def choose_precision(setting: str, model: nn.Module, operations: Callable[[], int] = lambda: 0) -> str:
+def has_gpu(device: str) -> bool:
+    """Whether ``--device`` means a CUDA device here."""
+    return device in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def choose_precision(
+    setting: str, model: nn.Module, operations: Callable[[], int] = lambda: 0, device: str = "auto"
+) -> str:
     """What "auto" means here: "bf16" or "no". ``operations`` counts those of a training image, where they decide."""
     if setting != "auto":
         return setting
-    if torch.cuda.is_available():
+    if has_gpu(device):
         return "bf16" if torch.cuda.is_bf16_supported() else "no"
     if not cpu_has_bfloat16():
         return "no"

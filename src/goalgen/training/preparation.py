@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from goalgen.config import Config
@@ -13,12 +17,14 @@ from goalgen.data.provenance import FILE, Provenance
 from goalgen.errors import GoalgenError
 from goalgen.families import check_model
 from goalgen.family import check_above_zero, check_least, check_share
+from goalgen.nearby import settled
 from goalgen.settings import load_config
-from goalgen.starts import Start
+from goalgen.starts import Start, settled_start
+from goalgen.storage import load_json, locked, one_line
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
-    "tensorboard", "quiet", "out",
+    "tensorboard", "quiet", "out", "epochs", "device",
 }  # fmt: skip
 """Settings that a run may be resumed with although they differ; all others decide what is learned."""
 
@@ -34,13 +40,21 @@ def check_config(config: Config) -> None:
         training, batch_size=1, episodes_per_goal=1, warmup_steps=0, max_steps=1, eval_every=1, checkpoint_every=1, keep=1,
         picture_every=0, log_every=1,
     )  # fmt: skip
-    check_above_zero(training, "learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds")
+    check_above_zero(training, "learning_rate", "clip_norm", "max_seconds", "checkpoint_seconds", "epochs")
+    if training.epochs is not None and training.max_steps is not None:
+        raise GoalgenError("--epochs and --max-steps both say how many steps the run has; give one of them")
     if (training.learning_rate or 0) > 1e30:  # AdamW divides it by 0.1 at the first step, in float32
         raise GoalgenError(f"--learning-rate must be at most 1e30, not {training.learning_rate}")
     check_share(training, "ema")
     if not 0 <= training.weight_decay < math.inf:
         raise GoalgenError(f"--weight-decay must be at least 0, not {training.weight_decay}")
     check_model(config)
+
+
+def in_full(config: Config) -> Config:
+    """The same with its paths in full, so that the run means the same files wherever it is used from."""
+    data = replace(config.data, data=settled(config.data.data, ["digits"]))
+    return replace(config, data=data, model=replace(config.model, start=settled_start(config.model.start)))
 
 
 def differences(mine: Any, saved: Any) -> list[str]:
@@ -50,9 +64,28 @@ def differences(mine: Any, saved: Any) -> list[str]:
         a, b = getattr(mine, item.name), getattr(saved, item.name, None)
         if is_dataclass(a):  # of another family it is enough to say that the family is another
             found += differences(a, b) if type(a) is type(b) else []
+        elif item.name in ("data", "start") and a == str(Path(str(b)).expanduser().absolute()):
+            continue  # a run begun before paths were kept in full
         elif a != b and item.name not in MAY_CHANGE:
             found.append(f"--{item.name.replace('_', '-')} (saved {b}, now {a})")
     return found
+
+
+@contextmanager
+def own_folder(config: Config) -> Iterator[None]:
+    """The run's folder, made or checked, and locked, so that no two processes write one run.
+
+    Raises:
+        GoalgenError: see :func:`prepare_folder`; or another process trains there.
+    """
+    with one_line():
+        prepare_folder(config)
+        if os.environ.get("RANK", "0") != "0":  # of several processes of one run the first holds the lock
+            yield
+            return
+        with locked(config.out, "a run"):
+            prepare_folder(config)  # as whoever had the lock before has left it
+            yield
 
 
 def prepare_folder(config: Config) -> None:
@@ -63,6 +96,8 @@ def prepare_folder(config: Config) -> None:
     """
     folder, saved = config.out, config.out / "config.json"
     if saved.exists():
+        if "facts" in load_json(saved):
+            raise GoalgenError(f"--out {folder} holds a saved model, and no run; choose another folder")
         if changed := differences(config, load_config(saved)):
             raise GoalgenError(
                 f"{folder} holds a run with other settings: {', '.join(changed)}; choose another --out, or repeat the "

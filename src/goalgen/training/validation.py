@@ -39,8 +39,11 @@ def validation_bound(family: Family, images: ImageSet, start: Start, seed: int) 
 
 
 @torch.no_grad()
-def draw_snapshot(family: Family, images: ImageSet, start: Start, seed: int, folder: Path, step: int) -> None:
-    """Samples and trajectories of the S-agent, always from the same noise; ``images`` are held-out goals for the start."""
+def draw_snapshot(family: Family, images: ImageSet, start: Start, seed: int, folder: Path, step: int) -> Path:
+    """Samples and trajectories of the S-agent, always from the same noise; ``images`` are held-out goals for the start.
+
+    Returns the picture of the samples.
+    """
     generator, index = rng.generator(seed, "pictures"), torch.arange(COUNT)
     shown = images.subset(index % len(images))
     names = shown.names if start.pairs_with(images.names) else None
@@ -52,3 +55,4 @@ def draw_snapshot(family: Family, images: ImageSet, start: Start, seed: int, fol
     save_png(tile(frames[-1], columns_for(COUNT)), folder / f"samples-{step:08d}.png")
     save_png(film_strip(frames[:, :ROWS]), folder / f"trajectories-{step:08d}.png")
     save_gif(frames[:, :MOVING], folder / "trajectories.gif", columns=4)
+    return folder / f"samples-{step:08d}.png"

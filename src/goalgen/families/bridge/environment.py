@@ -94,7 +94,10 @@ def even_schedule(horizon: int, low: float, high: float, learn: bool = True) -> 
     """log SNR in equal steps from ``low`` to ``high``; their middle where there is one step, which has to pay for all of it."""
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise GoalgenError(f"--log-snr must be two finite numbers that rise, not {low} {high}")
-    grid = torch.linspace(low, high, horizon) if horizon > 1 else torch.tensor([(low + high) / 2])
+    cpu = torch.device("cpu")  # numbers, even where a model is built without them
+    grid = (
+        torch.linspace(low, high, horizon, device=cpu) if horizon > 1 else torch.tensor([(low + high) / 2], device=cpu)
+    )
     return Schedule(grid, learn)
 
 

@@ -70,7 +70,7 @@ class LookaheadGCAgent(LearningGCAgent):
     def __init__(self, plan: Plan, environment: Environment) -> None:
         super().__init__(plan, environment)
         if not isinstance(environment, ChoiceEnvironment):
-            raise GoalgenError(f"GC-agent {type(self).__name__} needs an environment with few actions to look through")
+            raise GoalgenError(f"--gc-agent {plan.gc_agent} needs an environment with few actions to look through")
         self.potential = Potential(environment.horizon, plan.shape)
 
     def potentials(self, seen: Seen, goal: Tensor, decision: Decision) -> tuple[Tensor, Tensor]:

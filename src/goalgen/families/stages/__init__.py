@@ -210,6 +210,10 @@ class Stages(Family):
         return {"kl_by_stage": nats, **found}
 
 
+MOST_STAGES = 64
+"""Stages, at most."""
+
+
 def agent_of(kind: type[Family], plan: Plan) -> str:
     """The GC-agent of a stage: the one asked for, if it has that."""
     return plan.gc_agent if plan.gc_agent in kind.gc_agents else next(iter(kind.gc_agents))
@@ -225,11 +229,13 @@ def make_stages(spec: str, known: Callable[[str], type[Family]]) -> type[Stages]
         GoalgenError: a stage is no family, or its number of steps is none.
     """
     kinds, steps = [], []
+    if spec.count("+") >= MOST_STAGES:
+        raise GoalgenError(f"--environment {spec[:80]}... has more than {MOST_STAGES} stages")
     for part in spec.split("+"):
         name, colon, count = part.strip().partition(":")
-        if colon and not (count.isascii() and count.isdigit() and int(count) > 0):
+        if colon and not (count.isascii() and count.isdigit() and len(count) < 7 and int(count) > 0):
             raise GoalgenError(
-                f"--environment {spec}: {part!r} needs a number of steps after the colon, such as {name}:4"
+                f"--environment {spec[:80]}: {part[:40]!r} needs a number of steps (1 to 999999) after the colon, such as {name[:40]}:4"
             )
         kinds.append(known(name))
         steps.append(int(count) if colon else None)
