@@ -113,11 +113,12 @@ DATA: dict[str, Case] = {
     "one corrupt image refused": (one_corrupt_image_refused, "zz.png"),
     "images of two sizes": (two_sizes, "set --image-size"),
     "truncated parquet": (truncated_parquet, "cut.parquet cannot be read"),
-    "image size 0": (lambda w: w.train(image_size=(0, 8)), "--image-size"),
-    "unknown colour": (lambda w: w.train(background="no colour"), "not a colour"),
+    "image size 0": (lambda w: w.train(data="digits", image_size=(0, 8)), "--image-size"),
+    "unknown colour": (lambda w: w.train(data="digits", background="no colour"), "not a colour"),
     "limit 0": (lambda w: w.train(limit=0), "--limit must be at least 1"),
     "test fraction 1.5": (lambda w: w.train(test_fraction=1.5), "test_fraction must lie between 0 and 1"),
-    "binarized RGB": (lambda w: w.train(binarize=True, channels=3), "--binarize needs grey images"),
+    "images resized, and none given": (lambda w: w.train(image_size=(16, 16)), "--data says none"),
+    "binarized RGB": (lambda w: w.train(data="digits", binarize=True, channels=3), "--binarize needs grey images"),
 }
 
 SETTINGS: dict[str, Case] = {

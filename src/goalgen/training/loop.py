@@ -106,7 +106,8 @@ class Trainer:
             warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
             self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
         self.clock = time.perf_counter() - self.progress.seconds
-        self.saved_at, self.picture_at = self.progress.seconds, next_picture(self.progress.seconds)
+        self.begun_at = self.saved_at = self.progress.seconds
+        self.picture_at = next_picture(self.progress.seconds)
         self.teller = Teller(
             self.pace.total, self._position(), self.progress.step, len(self.data.train), self.settings.batch_size or 0,
             self.pace.limit if self.pace.timed else None, bool(self.remarks), self.silent,
@@ -315,8 +316,11 @@ class Trainer:
         already = self.saved_step == self.progress.step
         if not interrupted and (not already or self.progress.best_bits is None):
             self._validate()
-        if not interrupted and self.pace.timed and self.progress.seconds < self.pace.total:
-            self.progress.seconds, already = self.pace.total, False  # the end uses up the rest
+        if not interrupted and self.pace.timed and self.begun_at < self.pace.total:  # so in all processes, or in none
+            self.progress.seconds, already = (
+                max(self.progress.seconds, self.pace.total),
+                False,
+            )  # the end uses up the rest
         if not already:
             self._checkpoint()
         if not interrupted:
