@@ -33,6 +33,7 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),
+    ("composite", "composite"),
     ("environment", "environment"),
     ("likelihood", "likelihoods"),
     ("networks", "networks networks.base networks.mlp networks.transformer networks.unet"),
