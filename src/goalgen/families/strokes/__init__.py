@@ -13,11 +13,12 @@ from goalgen.errors import GoalgenError
 from goalgen.families.strokes.agents import Critic, Missing, PainterGCAgent, StrokesSAgent
 from goalgen.families.strokes.environment import DEFAULT_INKS, Ink, StrokesEnvironment, read_inks
 from goalgen.families.strokes.render import Curves, draw, paint
+from goalgen.families.strokes.svg import to_svg
 from goalgen.family import Draws, Family, Plan, Streams, check_above_zero, check_least
 from goalgen.learning import Clock, Learned
 from goalgen.likelihoods import PixelLikelihood
 from goalgen.rng import generator
-from goalgen.rollout import Trajectory
+from goalgen.rollout import Samples, Trajectory
 from goalgen.task import Task
 
 __all__ = [
@@ -141,6 +142,14 @@ class Strokes(Family):
             return learn_improved(self, critic, task, draws["noise"], draws, self.search)
         episodes = collect(self, critic, task, draws["noise"], None if task.episodes > 1 else 0.9)
         return policy_gradient(self, critic, episodes)
+
+    def files(self, samples: Samples) -> list[dict[str, bytes]]:
+        """Each drawing as SVG, and as SVG that draws itself."""
+        environment, written = self.environment, []
+        for canvas, actions in zip(environment.canvas(samples.states[0]), samples.actions.transpose(0, 1), strict=True):
+            still, moving = (to_svg(environment, canvas, actions, draws_itself=moves) for moves in (False, True))
+            written.append({".svg": still.encode(), ".drawing.svg": moving.encode()})
+        return written
 
     def report(self, trajectory: Trajectory) -> dict[str, Any]:
         """Strokes a drawing, how far the GC-agent's is from its goal, and how much the divergence of a step varies along drawn actions."""

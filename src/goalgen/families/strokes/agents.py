@@ -127,17 +127,17 @@ class StrokesSAgent(SAgent):
 
 
 class PainterGCAgent(GCAgent):
-    """Sees the canvas, the goal, and what is missing."""
+    """Sees the canvas, and what it lacks of the goal."""
 
     def __init__(self, plan: object, environment: Environment) -> None:
         super().__init__(plan, environment)
         spec: NetworkSpec = plan.network  # type: ignore[attr-defined]
-        self.pointer = Pointer(dataclasses.replace(spec, dropout=0.0), 3 * spec.shape[0], world(environment))
+        self.pointer = Pointer(dataclasses.replace(spec, dropout=0.0), 2 * spec.shape[0], world(environment))
         self.critic = Critic(spec.horizon, plan.settings.stroke_sigma, plan.settings.stroke_ahead)  # type: ignore[attr-defined]
 
     def policy(self, seen: Seen, goal: Tensor, decision: Decision) -> Policy:
         canvas = world(seen.environment).canvas(seen.state)
-        return self.pointer.policy(seen, torch.cat([canvas, goal, goal - canvas], 1))
+        return self.pointer.policy(seen, torch.cat([canvas, goal - canvas], 1))
 
     def rates(self) -> dict[nn.Parameter, float]:
         return dict.fromkeys(self.critic.parameters(), CRITIC_RATE)
