@@ -167,7 +167,7 @@ def test_svg_of_what_draws_no_strokes_is_refused(digits_run, tmp_path, capsys):
 def test_vectorize_paints_given_images(run, tmp_path, capsys):
     images = write_images(tmp_path / "images", 3, size=(20, 31))
     out = tmp_path / "v"
-    assert cli.main(["vectorize", str(run), str(images), "--out", str(out), "--strokes", "2"]) == 0
+    assert cli.main(["vectorize", str(run), str(images), "--out", str(out), "--budget", "2"]) == 0
     assert "3 drawings in" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {
         f"{i:03d}{e}" for i in range(3) for e in (".png", ".svg", ".drawing.svg")
@@ -187,7 +187,7 @@ def test_vectorize_refuses_what_it_cannot_do_in_one_line(run, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no image")
     cases = [
         ([], "no images were given"),
-        ([str(images), "--strokes", "4"], "--strokes must be 1 to 3"),
+        ([str(images), "--budget", "4"], "--budget must be 1 to 3"),
         ([str(tmp_path / "empty")], "holds no images"),
         ([str(tmp_path / "nowhere.png")], "nowhere.png"),
         ([str(tmp_path / "text.png")], "text.png"),

@@ -101,6 +101,8 @@ class Family(Agents, ABC):
     """what ``--gc-agent`` may be, the default first; each is made from the plan and the environment"""
     network: ClassVar[str] = "mlp"
     """network of its agents where the user names none"""
+    stageable: ClassVar[bool] = True
+    """whether it may be one stage of several"""
     pathwise: ClassVar[bool] = False
     """whether its GC-agents learn by the gradient that passes through them, as a stage before others"""
     training_buffers: ClassVar[tuple[str, ...]] = ()

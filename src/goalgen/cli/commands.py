@@ -119,13 +119,13 @@ def run_vectorize(arguments: Sequence[str]) -> int:
     if not options.images:
         raise GoalgenError("no images were given: goalgen vectorize DIR IMAGES...")
     model = _load(options)
-    if options.strokes is not None and not 1 <= options.strokes <= model.horizon:
+    if options.budget is not None and not 1 <= options.budget <= model.horizon:
         raise GoalgenError(
-            f"--strokes must be 1 to {model.horizon}, the most that this model draws, not {options.strokes}"
+            f"--budget must be 1 to {model.horizon}, the most that this model draws, not {options.budget}"
         )
     names, goals = _read_goals(model, options)
     episodes = model.rollout(goals, options.seed, start=options.start)
-    states, actions = episodes.states[: (options.strokes or model.horizon) + 1], episodes.actions[: options.strokes]
+    states, actions = episodes.states[: (options.budget or model.horizon) + 1], episodes.actions[: options.budget]
     files = model.family.files(Samples(states, actions, []))
     _keep_svg(files, True, options.model)
     canvases = to_bytes(from_unit(model.family.environment.canvas(states[-1]).cpu(), model.levels), model.levels)

@@ -77,7 +77,7 @@ class VectorizeOptions(ModelOptions):
     """Image files, or folders of them; they are resized to those of the model."""
     out: Path = Path("drawings")
     """Folder for the SVGs, each called as its image, and for what they look like at the model's size (PNG)."""
-    strokes: int | None = None
+    budget: int | None = None
     """Strokes of a drawing at most; unset: as many as the model was trained with."""
     fit: Literal["crop", "pad", "stretch"] = "pad"
     """How an image of another aspect ratio is resized: cut the long side, add background, or distort."""

@@ -12,7 +12,7 @@ from goalgen.blackbox import Search, collect, draw_search, learn_improved, polic
 from goalgen.errors import GoalgenError
 from goalgen.families.strokes.agents import Critic, Missing, PainterGCAgent, StrokesSAgent
 from goalgen.families.strokes.environment import DEFAULT_INKS, Ink, StrokesEnvironment, read_inks
-from goalgen.families.strokes.render import Curves, draw, paint
+from goalgen.families.strokes.render import Brush, draw, paint
 from goalgen.families.strokes.svg import to_svg
 from goalgen.family import Draws, Family, Plan, Streams, check_above_zero, check_least
 from goalgen.learning import Clock, Learned
@@ -22,8 +22,8 @@ from goalgen.rollout import Samples, Trajectory
 from goalgen.task import Task
 
 __all__ = [
+    "Brush",
     "Critic",
-    "Curves",
     "Ink",
     "Missing",
     "PainterGCAgent",
@@ -80,6 +80,7 @@ class Strokes(Family):
     Settings = StrokesSettings
     gc_agents = {"painter": PainterGCAgent}  # noqa: RUF012 - more may be put in
     network = "unet"
+    stageable = False  # what follows would have to be paid for by its candidates, one by one
     settings: StrokesSettings
     environment: StrokesEnvironment
     gc_agent: PainterGCAgent

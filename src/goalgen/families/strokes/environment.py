@@ -14,7 +14,7 @@ from torch import Tensor
 from goalgen.composite import Composite
 from goalgen.environment import Environment
 from goalgen.errors import GoalgenError
-from goalgen.families.strokes.render import Curves, draw, error_changes
+from goalgen.families.strokes.render import Brush, draw, error_changes
 
 START, END, BEND, WIDTH, INK = range(5)
 """The parts of an action."""
@@ -122,14 +122,14 @@ class StrokesEnvironment(Environment):
         """0 before the first stroke, else one more than the position at which the last one ended: (B,) int64."""
         return state[:, -1].long()
 
-    def strokes(self, action: Tensor) -> Curves:
+    def strokes(self, action: Tensor) -> Brush:
         """What actions (N, 5) draw; of a stop, anything."""
         start = self.places[action[:, START].clamp(max=self.positions - 1)]
         end = self.places[action[:, END]]
         # The curve passes through the middle, as bent, at half of its parameter.
         control = (start + end) / 2 + 2 * self.bend[action[:, BEND]]
         points, ink = torch.stack([start, control, end], 1), action[:, INK]
-        return Curves(points, self.thickness[action[:, WIDTH]], self.colours[ink], self.opacities[ink])
+        return Brush(points, self.thickness[action[:, WIDTH]], self.colours[ink], self.opacities[ink])
 
     def transition(self, h: Tensor, state: Tensor, action: Tensor, offer: Any = None) -> Tensor:
         stops = self.ended(state) | (action[:, START] == self.positions)

@@ -21,7 +21,7 @@ CACHED_NUMBERS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Curves:
+class Brush:
     """N strokes, in pixels of the canvas they are told for: x to the right and y down from its top left corner."""
 
     points: Tensor
@@ -36,16 +36,16 @@ class Curves:
     def __len__(self) -> int:
         return len(self.width)
 
-    def __getitem__(self, rows: Tensor | slice) -> Curves:
-        return Curves(self.points[rows], self.width[rows], self.colour[rows], self.opacity[rows])
+    def __getitem__(self, rows: Tensor | slice) -> Brush:
+        return Brush(self.points[rows], self.width[rows], self.colour[rows], self.opacity[rows])
 
-    def like(self, other: Tensor) -> Curves:
+    def like(self, other: Tensor) -> Brush:
         """The same numbers in the kind of those of ``other``."""
-        return Curves(self.points.to(other), self.width.to(other), self.colour.to(other), self.opacity.to(other))
+        return Brush(self.points.to(other), self.width.to(other), self.colour.to(other), self.opacity.to(other))
 
-    def scaled(self, factor: float) -> Curves:
+    def scaled(self, factor: float) -> Brush:
         """The same drawing on a canvas ``factor`` times as large."""
-        return Curves(self.points * factor, self.width * factor, self.colour, self.opacity)
+        return Brush(self.points * factor, self.width * factor, self.colour, self.opacity)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def coverage(line: Tensor, radius: Tensor, top: Tensor, left: Tensor, side: int)
     return ((distance + r).clamp(max=0.5) + (r - distance).clamp(max=0.5)).clamp(min=0)
 
 
-def boxes(strokes: Curves, size: tuple[int, int], scale: float = 1.0) -> Iterator[Box]:
+def boxes(strokes: Brush, size: tuple[int, int], scale: float = 1.0) -> Iterator[Box]:
     """What strokes change of a canvas of ``size`` (height, width), those with boxes of about one size together.
 
     Args:
@@ -125,7 +125,7 @@ def boxes(strokes: Curves, size: tuple[int, int], scale: float = 1.0) -> Iterato
             yield Box(rows, index.flatten(1), alpha.flatten(1) * strokes.opacity[rows, None])
 
 
-def draw(canvas: Tensor, strokes: Curves, scale: float = 1.0) -> Tensor:
+def draw(canvas: Tensor, strokes: Brush, scale: float = 1.0) -> Tensor:
     """Canvases (N, C, height, width) with one stroke each drawn over what is there."""
     flat = canvas.flatten(2).clone()
     for box in boxes(strokes, (canvas.shape[-2], canvas.shape[-1]), scale):
@@ -136,7 +136,7 @@ def draw(canvas: Tensor, strokes: Curves, scale: float = 1.0) -> Tensor:
     return flat.view_as(canvas)
 
 
-def error_changes(canvas: Tensor, goal: Tensor, strokes: Curves) -> Tensor:
+def error_changes(canvas: Tensor, goal: Tensor, strokes: Brush) -> Tensor:
     """How much each of K strokes alone would change the squared distance to the goal, (K, B); nothing is drawn.
 
     Args:
@@ -154,7 +154,7 @@ def error_changes(canvas: Tensor, goal: Tensor, strokes: Curves) -> Tensor:
     return change.view(-1, count)
 
 
-def paint(canvas: Tensor, strokes: list[Curves], scale: float = 1.0) -> Tensor:
+def paint(canvas: Tensor, strokes: list[Brush], scale: float = 1.0) -> Tensor:
     """Canvases (N, C, height, width) with strokes one after the other: the same drawing at ``scale`` times its size."""
     for each in strokes:
         canvas = draw(canvas, each.scaled(scale), scale)
