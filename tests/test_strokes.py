@@ -115,6 +115,24 @@ def test_a_change_of_error_is_known_without_drawing():
     assert torch.allclose(change.flatten(), error, atol=1e-2)
 
 
+def test_strokes_are_as_exact_where_networks_run_in_half_precision():
+    strokes, canvas = curves(20), -torch.ones(20, 1, 28, 28)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, change = draw(canvas, strokes), error_changes(canvas, canvas + 1, strokes)
+    assert torch.equal(rough, draw(canvas, strokes))
+    assert torch.equal(change, error_changes(canvas, canvas + 1, strokes))
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_same():
+    world = environment()
+    state = world.initial(-torch.ones(50, 1, 12, 12))
+    action = world.action_space.uniform(torch.rand(50, 5, generator=torch.Generator().manual_seed(0)))
+    h = torch.zeros(50, dtype=torch.int64)
+    there = environment().cuda().transition(h.cuda(), state.cuda(), action.cuda())
+    assert torch.allclose(there.cpu(), world.transition(h, state, action), atol=1e-5)
+
+
 def test_degenerate_strokes_are_dots_and_nothing_is_not_a_number():
     point = torch.full((2, 3, 2), 14.0)
     dots = Brush(point, torch.tensor([4.0, 0.01]), torch.ones(2, 1), torch.ones(2))

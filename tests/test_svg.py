@@ -140,16 +140,27 @@ def run(tmp_path_factory) -> Path:
 
 
 def test_sample_writes_each_drawing_beside_its_picture(run, tmp_path, capsys):
-    assert cli.main(["sample", str(run), "--out", str(tmp_path / "s"), "--num", "5", "--svg", "--seed", "2"]) == 0
+    assert (
+        cli.main(["sample", str(run), "--out", str(tmp_path / "s"), "--num", "5", "--svg", "--grid", "--seed", "2"])
+        == 0
+    )
     names = sorted(p.name for p in (tmp_path / "s").iterdir())
     assert names == sorted(
-        [f"{i:05d}{e}" for i in range(5) for e in (".png", ".svg", ".drawing.svg")] + ["samples.json"]
+        [f"{i:05d}{e}" for i in range(5) for e in (".png", ".svg", ".drawing.svg")]
+        + ["samples.json", "grid.png", "grid.svg"]
     )
     for i in range(5):
         with Image.open(tmp_path / "s" / f"{i:05d}.png") as picture:
             canvas = torch.from_numpy(np.array(picture)) / 127.5 - 1
         svg = (tmp_path / "s" / f"{i:05d}.svg").read_text()
         assert (rasterised(svg, 24)[0] - canvas).abs().mean() < 0.02 * 2
+    sheet = (tmp_path / "s" / "grid.svg").read_text()
+    inner = ElementTree.fromstring(sheet).findall(f"{NAMESPACE}svg")
+    assert len(inner) == 5
+    still = re.sub(r"<style>.*?</style>", "", sheet)
+    with Image.open(tmp_path / "s" / "00003.png") as picture:  # first of the second row of three
+        canvas = torch.from_numpy(np.array(picture)) / 127.5 - 1
+    assert (rasterised(still, 76)[0, 26:50, 1:25] - canvas).abs().mean() < 0.02 * 2
     assert cli.main(["sample", str(run), "--out", str(tmp_path / "plain"), "--num", "2"]) == 0
     assert not list((tmp_path / "plain").glob("*.svg"))
 

@@ -69,7 +69,9 @@ def run_sample(arguments: Sequence[str]) -> int:
     """goalgen sample"""
     options = parse(SampleOptions, "sample", arguments)
 
+    from goalgen.pictures import columns_for, tile_svg
     from goalgen.sampling import write_samples
+    from goalgen.storage import write_bytes
 
     if options.out.is_file():
         raise GoalgenError(f"--out {options.out} is a file; choose a folder")
@@ -86,6 +88,11 @@ def run_sample(arguments: Sequence[str]) -> int:
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
     }  # fmt: skip
     written = write_samples(sampled, options.out, grid=options.grid, trajectory=options.trajectory, facts=facts)
+    if options.svg and options.grid:
+        written.append(options.out / "grid.svg")
+        # The one that draws itself comes first: .drawing.svg, .svg.
+        drawings = [each[min(name for name in each if name.endswith(".svg"))] for each in sampled.files]
+        write_bytes(written[-1], tile_svg(drawings, columns_for(len(drawings))))
     extra = [str(p) for p in written if p.stem in ("grid", "trajectories", "guesses")]
     print(
         f"{options.num} images in {options.out} ({sampled.network_evaluations} network evaluations each, start: "

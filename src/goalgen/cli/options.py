@@ -66,7 +66,8 @@ class SampleOptions(ModelOptions):
     trajectory: bool = False
     """Also write trajectories.png (film strip) and trajectories.gif."""
     svg: bool = False
-    """Also write every image as SVG, and as SVG that draws itself (NUMBER.drawing.svg), where the model draws strokes."""
+    """Also write every image as SVG, and as SVG that draws itself (NUMBER.drawing.svg), where the model draws
+    strokes; with --grid all in one, too (grid.svg)."""
 
 
 @dataclass(frozen=True)

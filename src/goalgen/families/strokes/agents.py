@@ -184,6 +184,31 @@ class Critic(Judge):
         return torch.where(stops, 0.0, self.more(seen.step + 1, missing)) - missing
 
 
+class Stop(Policy):
+    """The drawing is done, whatever the noise."""
+
+    def __init__(self, environment: StrokesEnvironment) -> None:
+        self.action = torch.tensor([environment.positions, 0, 0, 0, 0], device=environment.places.device)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.action.expand(noise.shape)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return torch.where((action == self.action).all(-1), 0.0, -torch.inf)
+
+    def sample_many(self, noise: Tensor) -> Tensor:
+        return self.sample(noise)
+
+    def log_prob_many(self, actions: Tensor) -> Tensor:
+        return self.log_prob(actions)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError("it only proposes")
+
+    def tempered(self, temperature: float) -> Stop:
+        return self
+
+
 class Missing:
     """Proposes strokes at random where ink would help, and to stop.
 
@@ -207,7 +232,6 @@ class Missing:
         ways = torch.cartesian_prod(*2 * [torch.arange(environment.bends)]).to(canvas) - environment.bends // 2
         bend = ways.square().sum(-1) / (-2 * (REACH / 2) ** 2)
         never = where.new_full((len(where), 1), -torch.inf)
-        sure = torch.cat([torch.full_like(where, -torch.inf), torch.zeros_like(never)], 1)
 
         def conditional(part: int, before: Tensor) -> Tensor:
             if part == START:
@@ -218,11 +242,7 @@ class Missing:
                 return bend.expand(*before.shape[:2], -1)
             return canvas.new_zeros(*before.shape[:2], space.sizes[part])
 
-        def done(part: int, before: Tensor) -> Tensor:
-            first = sure.unsqueeze(1).expand(-1, before.shape[1], -1)
-            return first if part == START else canvas.new_zeros(*before.shape[:2], space.sizes[part])
-
-        return [(Autoregressive(space, ended, conditional), self.strokes), (Autoregressive(space, ended, done), 1)]
+        return [(Autoregressive(space, ended, conditional), self.strokes), (Stop(environment), 1)]
 
     @staticmethod
     def gain(canvas: Tensor, goal: Tensor, colour: Tensor, opacity: Tensor) -> Tensor:

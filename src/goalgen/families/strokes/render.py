@@ -62,8 +62,11 @@ class Box:
 
 def flattened(points: Tensor, segments: int) -> Tensor:
     """Points on curves (N, 3, 2), evenly spaced in their parameter: (N, segments + 1, 2)."""
-    t = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)
-    return torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2], 1) @ points
+    t = torch.linspace(0, 1, segments + 1, dtype=points.dtype, device=points.device)[:, None]
+    begin, control, end = points[:, :, None].unbind(1)  # (N, 1, 2)
+    return (
+        (1 - t) ** 2 * begin + 2 * t * (1 - t) * control + t**2 * end
+    )  # no product of matrices: autocast would round it
 
 
 def coverage(line: Tensor, radius: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
