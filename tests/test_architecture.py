@@ -36,6 +36,7 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),
+    ("composite", "composite"),
     ("environment", "environment"),
     ("likelihood", "likelihoods"),
     ("networks", "networks networks.base networks.mlp networks.transformer networks.unet"),
@@ -45,12 +46,14 @@ LAYERS: list[tuple[str, str]] = [
     ("bound", "bound"),
     ("exact", "exact"),
     ("learning", "learning"),
+    ("black box", "blackbox"),
     ("family", "family"),
     (
         "families",
         "families families.bridge families.bridge.agents families.bridge.environment families.code families.latent families.proposals "
         "families.proposals.environment families.proposals.gc_agents families.proposals.picture families.proposals.revival "
-        "families.proposals.s_agent families.reveal families.reveal.environment families.reveal.policies families.stages families.stages.world families.suited",
+        "families.proposals.s_agent families.reveal families.reveal.environment families.reveal.policies families.stages families.stages.world "
+        "families.strokes families.strokes.agents families.strokes.environment families.strokes.render families.strokes.svg families.suited",
     ),
     ("settings", "settings"),
     ("choice", "choice"),
@@ -69,7 +72,7 @@ LAYERS: list[tuple[str, str]] = [
     ("model", "model"),
     ("evaluate", "evaluation"),
     ("plots", "plots"),
-    ("command line", "cli cli.commands cli.options"),
+    ("command line", "cli cli.commands cli.options cli.parsing cli.samples"),
     ("entry", "__main__"),
 ]
 """Layers from first to last, with their modules (names below ``goalgen``)."""
@@ -183,12 +186,12 @@ def test_the_package_itself_loads_only_the_configuration():
     """`import goalgen` and `goalgen --help` must not wait for torch; the rest is loaded when first asked for."""
     eager = {own_module(f.target) for f in imports(MODULES[ROOT]) if f.top_level and not f.typing_only}
     assert eager - {None} == {"config", "errors"}
-    for module in ("config", "errors", "cli", "cli.commands", "cli.options"):
+    for module in ("config", "errors", "cli", "cli.commands", "cli.options", "cli.parsing", "cli.samples"):
         tops = {f.target.partition(".")[0] for f in imports(MODULES[module]) if f.top_level and not f.typing_only}
         assert "torch" not in tops
 
 
-FAMILIES = {f"families.{name}" for name in ("bridge", "code", "latent", "proposals", "reveal", "stages")}
+FAMILIES = {f"families.{name}" for name in ("bridge", "code", "latent", "proposals", "reveal", "stages", "strokes")}
 
 
 def family_words() -> dict[str, set[str]]:

@@ -13,7 +13,7 @@ from runs import digest, tiny_config, tiny_options, write_images
 
 import goalgen
 from goalgen import GoalgenError, cli, evaluate, load, load_data
-from goalgen.cli.options import with_sizes
+from goalgen.cli.parsing import with_sizes
 from goalgen.config import DataConfig
 from goalgen.data import augment_flip, from_unit, to_unit
 from goalgen.data.memory import from_memory

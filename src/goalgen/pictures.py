@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from goalgen.storage import write_atomically
+
+SVG = "http://www.w3.org/2000/svg"
+"""Namespace of SVG."""
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -55,6 +60,30 @@ def save_gif(frames: Tensor, path: Path, columns: int = 8, milliseconds: int = 1
         path,
         lambda p: first.save(p, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0),
     )
+
+
+def tile_svg(drawings: Sequence[bytes], columns: int, gap: float = 1.0, side: int = 96) -> bytes:
+    """SVG files of one size in rows of ``columns``, on grey, as one file.
+
+    Args:
+        gap: between them, in units of the drawings.
+        side: height of each where nobody says otherwise, in pixels of the screen.
+    """
+    parts = [ElementTree.fromstring(drawing) for drawing in drawings]
+    width, height = (float(number) for number in parts[0].attrib["viewBox"].split()[2:])
+    rows, across, down = -(-len(parts) // columns), width + gap, height + gap
+    whole = (columns * across + gap, rows * down + gap)
+    scale = side / height
+    sheet = ElementTree.Element(
+        f"{{{SVG}}}svg", width=f"{whole[0] * scale:.0f}", height=f"{whole[1] * scale:.0f}", viewBox=f"0 0 {whole[0]:g} {whole[1]:g}"
+    )  # fmt: skip
+    ElementTree.SubElement(sheet, f"{{{SVG}}}rect", width="100%", height="100%", fill="#808080")
+    for i, part in enumerate(parts):
+        place = {"x": gap + (i % columns) * across, "y": gap + (i // columns) * down, "width": width, "height": height}
+        part.attrib |= {name: f"{value:g}" for name, value in place.items()}
+        sheet.append(part)
+    ElementTree.register_namespace("", SVG)
+    return ElementTree.tostring(sheet) + b"\n"
 
 
 def columns_for(count: int) -> int:

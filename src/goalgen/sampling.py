@@ -16,7 +16,7 @@ from goalgen.data import from_unit, to_bytes
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.outputs import OutputFolder
-from goalgen.pictures import columns_for, film_strip, save_gif, save_png, tile, to_pil
+from goalgen.pictures import columns_for, film_strip, save_gif, save_png, tile, tile_svg, to_pil
 from goalgen.rollout import draw_noise, sample_rollout
 from goalgen.starts import Start
 from goalgen.storage import write_bytes
@@ -180,7 +180,7 @@ def write_samples(
         facts: for samples.json; "first" is the index of the first image.
 
     Returns:
-        The first part, and the paths of the pictures of many.
+        The first part, and the paths of the pictures of many: also grid.svg, where the samples' files are drawings.
 
     Raises:
         GoalgenError: a file cannot be written, or would take the place of another's.
@@ -189,6 +189,7 @@ def write_samples(
     head, at = next(rest), facts["first"]
     extensions = [".png", *(head.files[0] if head.files else {})]
     pictures = ["grid.png"] if grid else []
+    pictures += ["grid.svg"] if grid and any(name.endswith(".svg") for name in extensions) else []
     pictures += ["trajectories.png", "trajectories.gif"] if trajectory else []
     pictures += ["guesses.png"] if trajectory and head.guesses is not None else []
     about = {
@@ -196,9 +197,7 @@ def write_samples(
         "pixels": head.pixels,
     }  # fmt: skip
     names = [f"{i:05d}{extension}" for i in range(at, at + num) for extension in extensions]
-    shown: list[Tensor] = []
-    states: list[Tensor] = []
-    guesses: list[Tensor] = []
+    shown = _Shown()
     with place.filling([*names, *pictures], about) as folder:
         for part in chain([head], rest):
             for i, image in enumerate(part.images, at):
@@ -206,19 +205,43 @@ def write_samples(
             for i, files in enumerate(part.files, at):
                 for extension, content in files.items():
                     write_bytes(folder / f"{i:05d}{extension}", content)
-            done, at = at - facts["first"], at + len(part.images)
-            if grid and done < SHOWN_GRID:
-                shown.append(part.images)
-            if trajectory and done < SHOWN_GIF:
-                states.append(part.states)
-                guesses += [] if part.guesses is None else [part.guesses]
-        if grid:
-            images = torch.cat(shown)[:SHOWN_GRID]
+            shown.add(part, at - facts["first"], grid, trajectory)
+            at += len(part.images)
+        shown.write(folder)
+    return head, [place.folder / name for name in pictures]
+
+
+@dataclass
+class _Shown:
+    """What pictures of many images show, of the first ones."""
+
+    images: list[Tensor] = field(default_factory=list)
+    drawings: list[bytes] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    guesses: list[Tensor] = field(default_factory=list)
+
+    def add(self, part: Sampled, done: int, grid: bool, trajectory: bool) -> None:
+        """Keep what is shown of a part that comes after ``done`` images."""
+        if grid and done < SHOWN_GRID:
+            self.images.append(part.images)
+            # The one that draws itself comes first: .drawing.svg, .svg.
+            found = [sorted(name for name in files if name.endswith(".svg")) for files in part.files]
+            self.drawings += [files[names[0]] for files, names in zip(part.files, found, strict=True) if names]
+        if trajectory and done < SHOWN_GIF:
+            self.states.append(part.states)
+            self.guesses += [] if part.guesses is None else [part.guesses]
+
+    def write(self, folder: Path) -> None:
+        """Write grid.png, grid.svg, trajectories.png, trajectories.gif, guesses.png: those for which something was kept."""
+        if self.images:
+            images = torch.cat(self.images)[:SHOWN_GRID]
             save_png(tile(images, columns_for(len(images))), folder / "grid.png")
-        if trajectory:
-            frames = torch.cat(states, 1)
+        if self.drawings:
+            drawings = self.drawings[:SHOWN_GRID]
+            write_bytes(folder / "grid.svg", tile_svg(drawings, columns_for(len(drawings))))
+        if self.states:
+            frames = torch.cat(self.states, 1)
             save_png(film_strip(frames[:, :SHOWN_STRIP]), folder / "trajectories.png")
             save_gif(frames[:, :SHOWN_GIF], folder / "trajectories.gif")
-        if guesses:
-            save_png(film_strip(torch.cat(guesses, 1)[:, :SHOWN_STRIP]), folder / "guesses.png")
-    return head, [place.folder / name for name in pictures]
+        if self.guesses:
+            save_png(film_strip(torch.cat(self.guesses, 1)[:, :SHOWN_STRIP]), folder / "guesses.png")

@@ -1,4 +1,4 @@
-"""What every command does with its options."""
+"""What the commands do with their options, but for those that draw (samples.py)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from goalgen.cli.options import (
-    DemoOptions,
-    EvaluateOptions,
-    ModelOptions,
-    PlotOptions,
-    SampleOptions,
-    ShowOptions,
-    parse,
-    parse_config,
-)
-from goalgen.errors import GoalgenError, as_line
+from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, ShowOptions
+from goalgen.cli.parsing import parse, parse_config
+from goalgen.cli.samples import run_sample
+from goalgen.errors import as_line
 
 
 def run_train(arguments: Sequence[str]) -> int:
@@ -74,93 +67,6 @@ def _take_preset(arguments: list[str]) -> tuple[str | None, list[str]]:
     return found.preset, rest
 
 
-def _load(options: ModelOptions) -> Any:
-    from goalgen.model import load
-    from goalgen.saved import check_device
-
-    if options.weights not in ("ema", "raw"):
-        raise GoalgenError(f"--weights must be ema or raw, not {options.weights!r}")
-    device = check_device(options.device)
-    return load(options.model, weights=options.weights, device=device)  # type: ignore[arg-type]
-
-
-def run_sample(arguments: Sequence[str]) -> int:
-    """goalgen sample"""
-    options = parse(SampleOptions, "sample", arguments)
-
-    from goalgen.intake import sample_labels
-    from goalgen.outputs import OutputFolder
-    from goalgen.sampling import write_samples
-
-    place = OutputFolder(options.out, "samples.json", "samples", force=options.force)
-    model = _load(options)
-    if options.num < 1 or options.first < 0:
-        raise GoalgenError(f"--num must be at least 1, not {options.num}, and --first at least 0, not {options.first}")
-    facts = {
-        "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
-        "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
-    }  # fmt: skip
-    of_files = sample_labels(options.label, options.num, options.first, model.classes)
-    if of_files is not None:
-        named = enumerate(of_files.tolist(), options.first)
-        facts["labels"] = {f"{i:05d}.png": model.classes[label] for i, label in named}
-    parts = _parts(model, options)
-    drawn, pictures = write_samples(
-        parts, place, options.num, grid=options.grid, trajectory=options.trajectory, facts=facts
-    )
-    print(
-        f"{options.num} images in {options.out} ({drawn.network_evaluations} network evaluations each, start: "
-        f"{drawn.start}){'; ' + ', '.join(map(str, pictures)) if pictures else ''}"
-    )
-    return 0
-
-
-def _parts(model: Any, options: SampleOptions) -> Iterator[Any]:
-    """The samples asked for, a block at a time; canvases are kept of those that are shown."""
-    from goalgen.sampling import SHOWN_GIF, pieces
-
-    goals, names = _start_goals(model, options)
-    for first, size in pieces(options.num, options.first):
-        rows = range(first, first + size)
-        shown = options.trajectory and first - options.first < SHOWN_GIF
-        yield model.sample(
-            size, options.seed, start=options.start, goals=None if goals is None else goals[[i % len(goals) for i in rows]],
-            names=None if names is None else [names[i % len(names)] for i in rows], temperature=options.temperature,
-            first=first, steps=options.steps, labels=options.label, correlation=options.correlation,
-            draw_pixels=options.draw_pixels, guesses=shown, canvases=shown,
-        )  # fmt: skip
-
-
-def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:
-    """Goals for a start that is a function of the goal, and their names for a folder that is paired with them."""
-    from goalgen.data import from_unit, load_data, to_unit
-    from goalgen.data.provenance import unseen
-    from goalgen.starts import FolderStart
-
-    start = model.start(options.start)
-    if not start.needs_goal and not isinstance(start, FolderStart) and options.start_goals is not None:
-        raise GoalgenError(
-            f"--start-goals is for a start that is a function of the goal, or a folder; {start.spec!r} reads none: leave it out"
-        )
-    if not start.needs_goal and options.start_goals is None:
-        return None, None
-
-    source = model.config.data
-    if options.start_goals is not None:
-        _, height, width = model.shape
-        source = dataclasses.replace(
-            source, data=options.start_goals, image_size=(height, width), channels=model.shape[0]
-        )
-    splits = load_data(source)
-    if splits.train.shape != model.shape:
-        raise GoalgenError(f"the goals for the start are {splits.train.shape}, the model's images {model.shape}")
-    if options.start_goals is None:
-        splits = unseen(splits, model.provenance)
-    # A start is seen through the model's own grey levels, whatever those of the goals' files.
-    goals = from_unit(to_unit(splits.test.images, splits.test.levels), model.levels)
-    return goals, splits.test.names if start.pairs_with(splits.test.names) else None
-
-
 def run_evaluate(arguments: Sequence[str]) -> int:
     """goalgen evaluate"""
     options = parse(EvaluateOptions, "evaluate", arguments)
@@ -172,7 +78,7 @@ def run_evaluate(arguments: Sequence[str]) -> int:
 
     if options.json is not None:
         check_file(options.json, "nll_bound_nats", "numbers", options.force)
-    model = _load(options)
+    model = options.load()
     source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
     if options.json is not None:
