@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,6 +154,27 @@ def test_pipes_do_not_hang(tmp_path: Path) -> None:
     fails("neither a folder", tmp_path / "pipe.png")
     with pytest.raises(GoalgenError, match="a pipe or a device"):
         decode_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_folders_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+    """The folder itself is refused; one inside of it is said to be left unread."""
+    for i in range(4):
+        save(tmp_path / "a" / f"{i}.png", i)
+        save(tmp_path / "b" / f"{i}.png", i)
+    closed, scandir = str(tmp_path / "b" if inside else tmp_path), os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    if inside:
+        with pytest.warns(UserWarning, match="not read: 1 that cannot be read as a file is .*b"):
+            assert all_levels(load(tmp_path)) == [0, 1, 2, 3]
+    else:
+        fails("cannot be read; you need the right to read and enter it", tmp_path)
 
 
 def test_links_to_classes_leave_the_labels(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def list_files(folder: Path) -> Listing:
             else:
                 _walk(link, found, seen, further)
         links = further
-    if folder in found.odd:
+    if folder in found.odd and folder.is_dir():
         raise GoalgenError(f"{folder} cannot be read; you need the right to read and enter it")
     found.files.sort(key=lambda p: p.relative_to(folder).as_posix())
     return found
