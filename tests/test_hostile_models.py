@@ -153,6 +153,7 @@ def test_no_configuration_of_a_saved_model_ends_in_a_traceback(models, tmp_path,
         ("facts.label_names", [1, 2], "label_names"),
         ("facts", [], "lacks shape and levels"),
         ("model.step_size", float("nan"), "is no finite number"),
+        ("model.dropout", 10**400, "dropout must be float, not 1000"),
         ("model.environment", "bridge:" + "9" * 5000 + "+bridge:1", "needs a number of steps"),
     ],
 )

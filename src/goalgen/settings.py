@@ -154,7 +154,8 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         raise GoalgenError(f"{where} must be {len(args)} values, not {value!r}")
     if hint in (Path, str) and isinstance(value, (str, Path)):
         return hint(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    # A whole number that is larger is no float.
+    if hint is float and (isinstance(value, float) or (type(value) is int and abs(value) < 2**1000)):
         return float(value)
     if hint in (int, bool) and type(value) is hint:
         return value
