@@ -9,7 +9,7 @@ import contenders
 import torch
 from contenders import Contender, Job, Options, Row, weights_of
 from fitting import train_goalgen
-from quality import TIMED, quality, sampling_speed
+from quality import quality, sampling_speed
 from torch import Tensor
 
 from goalgen import rng
@@ -48,7 +48,7 @@ def ablation(job: Job, options: Options, folder: Path) -> Row:
         count,
         splits,
     )
-    numbers["sampled_images_per_second"] = sampling_speed(lambda: model.sample(TIMED))
+    numbers["sampled_images_per_second"] = sampling_speed(model.sample, model.family.horizon)
     bound = model.nll_bound(test.images)
     row = {"bits_per_dim": float(model.bits_per_dim(bound.total.mean())), "kl_nats": bound.kl.mean(1).tolist(), **numbers,
            "trained_steps": went["steps"], "parameters": weights_of(model.family), "operations": contenders.operations_of(model.family),

@@ -13,8 +13,9 @@ from torch import Tensor
 from goalgen.data import Splits
 from goalgen.metrics import make_features, sample_quality
 
-TIMED = 256
-"""Images drawn at once to time a sampler."""
+TIMED, FEWER = 256, 64
+"""Images drawn at once to time a sampler, and where it takes more than ``MANY`` evaluations."""
+MANY = 4
 
 LONG = 5.0
 """Seconds from which on a sampler is timed once."""
@@ -28,11 +29,12 @@ def quality(samples: Iterable[Tensor], count: int, data: Splits, device: str = "
                           train_fingerprint=fingerprint, num_samples=count, device=device)  # fmt: skip
 
 
-def sampling_speed(draw_some: Callable[[], Any]) -> float:
-    """Images/s of what draws ``TIMED`` of them: the median of three, or of one where that takes long."""
+def sampling_speed(draw: Callable[[int], Any], evaluations: int) -> float:
+    """Images/s of what draws so many of them: the median of three, or of one where that takes long."""
+    count = TIMED if evaluations <= MANY else FEWER
     seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < LONG:
         start = time.perf_counter()
-        draw_some()
+        draw(count)
         seconds.append(time.perf_counter() - start)
-    return TIMED / statistics.median(seconds)
+    return count / statistics.median(seconds)
