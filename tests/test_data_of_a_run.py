@@ -18,7 +18,7 @@ from runs import digest, tiny_config, tiny_options, write_images
 from test_data_sources import png
 
 from goalgen import cli, evaluate, load, load_data
-from goalgen.data.provenance import Provenance, unseen
+from goalgen.data.provenance import FILE, Provenance, unseen
 from goalgen.errors import GoalgenError
 from goalgen.training import train
 from goalgen.training.preparation import class_names
@@ -245,6 +245,40 @@ def test_classes_called_by_numbers(tmp_path: Path) -> None:
     assert sampled.labels.tolist() == [1, 1, 1]
     with pytest.raises(GoalgenError, match="no class is called '1'; there are: 2, 10, 300000"):
         model.sample(3, labels=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": 5}, {"test": {"images": "many", "fingerprint": "a"}}, {"validation": {"images": 3}}, {"shape": "8x8"}, {"shape": [1, None, 8]},
+        {"levels": 2.5}, {"classes": "cat"}, {"classes": [1]}, {"name": None},
+    ],
+)  # fmt: skip
+def test_what_a_model_says_of_its_data_is_checked(
+    world: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model comes from anywhere: what it says is whole, or refused in one line."""
+    file = world / "run" / "best" / FILE
+    known = Provenance.load(file)
+    assert known is not None
+    dataclasses.replace(known, about={**known.about, **change}).save(file)
+    assert cli.main(["show", str(world / "run")]) == 2
+    assert "it does not say what data it is of; restore or delete it" in capsys.readouterr().err
+    file.unlink()
+    assert cli.main(["show", str(world / "run")]) == 0
+
+
+def test_classes_of_images_in_memory_are_those_that_occur(tmp_path: Path) -> None:
+    """Labels 5 and 300000 are two classes here, too, and keep their names."""
+    images = torch.randint(0, 256, (40, 8, 8), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([5, 300000] * 20)
+    config = tiny_config(tmp_path / "run", condition="label", limit=None, max_steps=2)
+    train(config, images, labels)
+    model = load(tmp_path / "run")
+    assert model.classes == ("5", "300000")
+    assert evaluate(model, (images, labels), **QUICK)["data_of_model"] is True
+    with pytest.raises(GoalgenError, match=r"not the images that the run in .* other .* images, labels or order"):
+        train(config, images, labels.flip(0))
 
 
 def test_classes_without_an_image_to_learn_from_are_refused(tmp_path: Path) -> None:
