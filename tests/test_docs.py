@@ -17,7 +17,7 @@ import pytest
 from runs import setting_names
 
 from goalgen import cli
-from goalgen.cli import commands, options
+from goalgen.cli import commands, parsing
 from goalgen.config import Config
 from goalgen.errors import GoalgenError
 from goalgen.settings import load_preset, preset_names
@@ -237,9 +237,9 @@ def parse_whole(command: str, arguments: list[str], path: Path) -> None:
         if command == "train":
             preset, arguments = commands._take_preset(arguments)
             assert preset is None or preset in preset_names(), f"{path.name}: no preset {preset}"
-            options.parse_config(arguments, load_preset(preset) if preset else None)
+            parsing.parse_config(arguments, load_preset(preset) if preset else None)
         else:
-            options.parse(OPTIONS[command], command, arguments)
+            parsing.parse(OPTIONS[command], command, arguments)
     except GoalgenError as error:
         raise AssertionError(f"{path.name}: goalgen {command} {' '.join(arguments)}: {error}") from None
 
