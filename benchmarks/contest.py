@@ -30,8 +30,8 @@ from goalgen.pictures import save_png, tile
 BLOCK = 256
 """Images drawn at once."""
 
-SHOWN = {("goalgen code, bridge H=4", "4", "goalgen"): "goalgen-4", ("flow matching", "4", "flow matching, Euler"): "flow-matching-4",
-         ("flow matching", "50", "flow matching, Euler"): "flow-matching-50"}  # fmt: skip
+SHOWN = {("goalgen code, bridge H=4", "4", "goalgen"): "goalgen-4", ("flow matching (plain)", "4", "flow matching (plain), Euler"): "flow-matching-4",
+         ("flow matching (plain)", "50", "flow matching (plain), Euler"): "flow-matching-50"}  # fmt: skip
 """Contender, evaluations and sampler of which the documents show 64 samples of seed 0, and the end of the picture's name."""
 
 

@@ -190,13 +190,11 @@ class FlowMatching(Peer):
         return F.mse_loss(self.velocity(x, t).float(), velocity)
 
     def draw(self, sampler: str, evaluations: int, noise: Tensor, generator: torch.Generator) -> Tensor:
-        heun, clamped = "Heun" in sampler, sampler.endswith("clamped")
+        heun = sampler.endswith("Heun")
         count = evaluations // 2 if heun else evaluations
 
         def slope(x: Tensor, i: int) -> Tensor:
-            left = 1 - i / count
-            found = self.velocity(x, torch.full((len(x),), i / count, device=x.device))
-            return ((x + left * found).clamp(-1, 1) - x) / left if clamped and left else found
+            return self.velocity(x, torch.full((len(x),), i / count, device=x.device))
 
         x = noise
         for i in range(count):

@@ -55,7 +55,7 @@ class Reference:
         self.manifold = manifold = choose(rows, MANIFOLD_ROWS).to(device)
 
         def neighbours() -> dict[str, Tensor]:
-            kernel = torch.tensor(kernel_mean(manifold), dtype=torch.float64)
+            kernel = torch.tensor(float(kernel_mean(manifold)), dtype=torch.float64)
             return {
                 "radii3": squared_radii(manifold, 3).cpu(),
                 "radii5": squared_radii(manifold, 5).cpu(),

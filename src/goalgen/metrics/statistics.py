@@ -110,7 +110,7 @@ def kernel_distance(a: Tensor, b: Tensor, b_mean: float) -> float:
 
 def _kernel_sum(x: Tensor, y: Tensor, skip_diagonal: bool = False) -> float:
     """Return the sum of (x_i.y_j / D + 1)^3 over all pairs, or over i != j."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
     for rows in _row_chunks(len(x), len(y)):
         kernel = (x[rows] @ y.T).div_(x.shape[1]).add_(1)
         kernel = kernel * kernel * kernel
