@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "latent": {"environment": "latent", "latent_size": 3, "latent_modes": 2},
     "bridge": {"environment": "bridge", "network": "unet", "patch": 2, "condition": "label"},
     "reveal": {"environment": "reveal", "network": "transformer", "patch": 2},
+    "strokes": {"environment": "strokes", "horizon": 3, "stroke_candidates": 6},
     "stages": {"environment": "code:1+bridge:2", "code_size": 4, "network": "unet", "patch": 2},
 }
 CASES = int(os.environ.get("GOALGEN_FUZZ", "60"))

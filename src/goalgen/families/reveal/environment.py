@@ -97,7 +97,8 @@ class RevealEnvironment(Environment):
     @property
     def sizes(self) -> Tensor:
         """Values revealed at every step, (H,)."""
-        return torch.bincount(self.step.flatten(), minlength=self.horizon)
+        step = self.step.flatten()  # torch.bincount wants numbers, and a model may be built without them
+        return step.new_zeros(self.horizon).scatter_add(0, step, torch.ones_like(step))
 
     def group(self, h: Tensor) -> Tensor:
         """Which values are revealed at steps ``h``, (B,) or (1,): bool (B, C, height, width)."""
