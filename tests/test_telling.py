@@ -114,6 +114,7 @@ def test_a_quiet_run_says_nothing_while_it_trains(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.filterwarnings("ignore:digits. not the data that the model was made from")
 def test_evaluation_off_a_terminal_says_where_it_is(digits_run, monkeypatch, capsys):
     monkeypatch.setattr("goalgen.telling.EVERY", 0.0)
     evaluate(load(digits_run), load_data(DataConfig()), features="pixel-pca", num_test=200, iw_images=70, iw_k=2)
@@ -196,6 +197,7 @@ def test_a_quick_evaluation_measures_few_images_and_says_so(digits_run, tmp_path
     assert "40 test images" in text
 
 
+@pytest.mark.filterwarnings("ignore:digits. not the data that the model was made from")
 def test_a_quick_evaluation_of_a_slow_model_takes_the_least_there_is(digits_run, monkeypatch):
     model, data = load(digits_run), load_data(DataConfig())
     reach = model._reach
