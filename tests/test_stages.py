@@ -198,7 +198,7 @@ def test_a_sequence_is_trained_resumed_saved_sampled_and_measured(spec, run, tmp
     assert cli.main(["evaluate", str(run), *options, "--correlation", "1"]) == 0
     assert json.loads(file.read_text())["sampler"] == "correlation 1"
     capsys.readouterr()
-    assert cli.main(["evaluate", str(run), *options]) == 0
+    assert cli.main(["evaluate", str(run), *options, "--force"]) == 0
     numbers = json.loads(file.read_text())
     assert [name for name, _ in numbers["kl_by_stage"]] == spec.split("+")
     assert sum(nats for _, nats in numbers["kl_by_stage"]) == pytest.approx(numbers["kl_nats"], rel=0.2)
