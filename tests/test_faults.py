@@ -152,7 +152,7 @@ def runs(tmp_path_factory):
 def evaluate(run, tmp_path, *options: str) -> dict:
     file = tmp_path / "numbers.json"
     arguments = ["--features", "pixel-pca", "--iw-images", "4", "--iw-k", "2", "--num-test", "20"]
-    assert cli.main(["evaluate", str(run), "--json", str(file), *arguments, *options]) == 0
+    assert cli.main(["evaluate", str(run), "--json", str(file), "--force", *arguments, *options]) == 0
     return json.loads(file.read_text())
 
 
