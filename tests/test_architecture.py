@@ -33,6 +33,7 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),
+    ("composite", "composite"),
     ("environment", "environment"),
     ("likelihood", "likelihoods"),
     ("networks", "networks networks.base networks.mlp networks.transformer networks.unet"),
@@ -42,12 +43,14 @@ LAYERS: list[tuple[str, str]] = [
     ("bound", "bound"),
     ("exact", "exact"),
     ("learning", "learning"),
+    ("black box", "blackbox"),
     ("family", "family"),
     (
         "families",
         "families families.bridge families.bridge.agents families.bridge.environment families.code families.latent families.proposals "
         "families.proposals.environment families.proposals.gc_agents families.proposals.picture families.proposals.revival "
-        "families.proposals.s_agent families.reveal families.reveal.environment families.reveal.policies families.stages families.stages.world families.suited",
+        "families.proposals.s_agent families.reveal families.reveal.environment families.reveal.policies families.stages families.stages.world "
+        "families.strokes families.strokes.agents families.strokes.environment families.strokes.render families.strokes.svg families.suited",
     ),
     ("settings", "settings"),
     ("choice", "choice"),
@@ -179,7 +182,7 @@ def test_the_package_itself_loads_only_the_configuration():
         assert "torch" not in tops
 
 
-FAMILIES = {f"families.{name}" for name in ("bridge", "code", "latent", "proposals", "reveal", "stages")}
+FAMILIES = {f"families.{name}" for name in ("bridge", "code", "latent", "proposals", "reveal", "stages", "strokes")}
 
 
 def family_words() -> dict[str, set[str]]:

@@ -30,7 +30,7 @@ def size(path) -> tuple[int, int]:
 
 
 OPTIONS = {
-    "train": Config, "sample": cli.SampleOptions, "evaluate": cli.EvaluateOptions, "plot": cli.PlotOptions,
+    "train": Config, "sample": cli.SampleOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions, "plot": cli.PlotOptions,
     "demo": cli.DemoOptions,
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_help_of_a_command_names_every_option(command, capsys):
     names = setting_names(OPTIONS[command])
     assert len(names) >= 3
     for name in names:
-        if name != "model":  # the one positional argument
+        if name not in ("model", "images"):  # the positional arguments
             assert re.search(rf"--{name.replace('_', '-')}\b", text), name
 
 

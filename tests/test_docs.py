@@ -36,7 +36,7 @@ PLANNED = "Planned: "
 FORBIDDEN = ("/home/", "/root/", "../shared")
 """Paths of the machine that something was written on."""
 
-OPTIONS = {"train": Config, "sample": cli.SampleOptions, "evaluate": cli.EvaluateOptions, "plot": cli.PlotOptions,
+OPTIONS = {"train": Config, "sample": cli.SampleOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions, "plot": cli.PlotOptions,
            "demo": cli.DemoOptions}  # fmt: skip
 FOREIGN_OPTIONS = {"--num_processes", "--multi_gpu", "--num_machines", "--version"}
 """Options in the documents that belong to `accelerate launch` and to goalgen itself."""

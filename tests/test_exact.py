@@ -69,7 +69,7 @@ def test_gap_is_the_divergence_of_trajectories_with_a_grid_of_choices():
     start, told = tiny_start().double(), goals()
     evidence = exact.log_likelihood(agents, Task(start, told))
     divergence = torch.zeros(len(told)).double()
-    joint = exact.joint_actions(agents.environment.action_space)
+    joint = agents.environment.action_space.every()
     for trajectory in itertools.product(joint, repeat=2):
         state = agents.environment.initial(start)
         log_q, log_p = torch.zeros(len(told)).double(), torch.zeros(len(told)).double()

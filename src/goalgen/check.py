@@ -43,7 +43,7 @@ def check_family(family: Family) -> None:
             where = f"{name}.{agent}'s policy"
             _check_action(policy.sample(noise), environment.action_space, where)
             _check_tensor(policy.log_prob(policy.sample(noise)), (BATCH,), f"{where}.log_prob", "sum over the action")
-        kl = q.kl(decision.policy)
+        kl = q.kl_along(decision.policy, q.sample(noise))
         _check_tensor(kl, (BATCH,), f"{name}'s KL", "sum over the action")
         negative = f"{name}: the KL of the policies is negative ({kl.min():.3g}); Policy.kl is KL(self || other)"
         _demand(not (kl < -1e-3).any(), negative)
@@ -108,7 +108,7 @@ def _check_attributes(environment: Environment, name: str) -> None:
     horizon, space, black_box = environment.horizon, environment.action_space, environment.black_box
     whole = isinstance(horizon, int) and horizon >= 1
     _demand(whole, f"{name}.horizon must be a whole number of at least 1, not {horizon!r}")
-    found = f"must be Discrete(...) or Continuous(...), not {type(space).__name__}"
+    found = f"must be Discrete(...), Continuous(...) or Composite(...), not {type(space).__name__}"
     is_space = all(hasattr(space, word) for word in ("shape", "normal", "noise", "uniform"))
     _demand(is_space, f"{name}.action_space {found}")
     _demand(isinstance(black_box, bool), f"{name}.black_box must be True or False, not {black_box!r}")

@@ -6,6 +6,7 @@ method is a function of its arguments alone; randomness comes in as noise, never
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -53,6 +54,15 @@ class Discrete:
 
     def uniform(self, noise: Tensor) -> Tensor:
         return (noise * self.num_actions).long().clamp(max=self.num_actions - 1)
+
+    @property
+    def count(self) -> int:
+        """How many joint actions there are."""
+        return int(self.num_actions**self.cells)
+
+    def every(self) -> Tensor:
+        """All joint actions, (count, cells)."""
+        return torch.tensor(list(itertools.product(range(self.num_actions), repeat=self.cells)))
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,10 @@ class Environment(nn.Module, ABC):
     def canvases(self, states: Tensor) -> Tensor:
         """What states (T, B, *state_shape) show, (T, B, C, height, width)."""
         return self.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+    def ended(self, state: Tensor) -> Tensor:
+        """Episodes that are over before the last step, bool (B,): whatever is done there, nothing changes any more."""
+        return torch.zeros(len(state), dtype=torch.bool, device=state.device)
 
     @abstractmethod
     def transition(self, h: Tensor, state: Tensor, action: Tensor, offer: Any) -> Tensor:

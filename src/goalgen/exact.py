@@ -1,16 +1,15 @@
 """Exact answers by summing over every action sequence: for tiny environments, tests and teaching.
 
-The cost is (A^cells)^H network evaluations a goal.
+The cost is A^H network evaluations a goal, for A actions at a step.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from torch import Tensor
 
 from goalgen.agents import Agents, Decision, GCAgent, Seen
+from goalgen.composite import Composite, tabulated
 from goalgen.environment import Discrete
 from goalgen.errors import GoalgenError
 from goalgen.policies import Categorical, Policy
@@ -21,19 +20,15 @@ LIMIT = 2_000_000
 """Most action sequences that are summed over."""
 
 
-def joint_actions(space: Discrete) -> Tensor:
-    """Every joint action of all cells, (A^cells, cells)."""
-    return torch.tensor(list(itertools.product(range(space.num_actions), repeat=space.cells)))
-
-
 def _check(agents: Agents) -> Tensor:
+    """Every action, (A, ...)."""
     space = agents.environment.action_space
-    if not isinstance(space, Discrete):
+    if not isinstance(space, Discrete | Composite):
         raise GoalgenError("only discrete action sequences can be enumerated")
-    count = (space.num_actions**space.cells) ** agents.horizon
+    count = space.count**agents.horizon
     if count > LIMIT:
         raise GoalgenError(f"{count:,} action sequences are too many to enumerate (at most {LIMIT:,})")
-    return joint_actions(space).to(agents.device)
+    return space.every().to(agents.device)
 
 
 def _branch(seen: Seen, decision: Decision, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +81,7 @@ def expected_bound(agents: Agents, task: Task) -> Tensor:
 
 
 class OptimalGCAgent(GCAgent):
-    """q* itself, from the exact values of all next states; one cell only. (Equation 6)
+    """q* itself, from the exact values of all next states; of several cells that choose on their own, only one. (Equation 6)
 
     It takes the place of the GC-agent of ``agents``, whose S-agent it reads.
     """
@@ -98,9 +93,11 @@ class OptimalGCAgent(GCAgent):
 
     def policy(self, seen: Seen, goal: Tensor, decision: Decision) -> Policy:
         (agents,) = self._agents
-        actions = _check(agents)
-        if actions.shape[1] != 1:
+        actions, space = _check(agents), agents.environment.action_space
+        if isinstance(space, Discrete) and space.cells != 1:
             raise GoalgenError("the optimal GC-agent is computed for one cell only")
         log_p, nexts = _branch(seen, decision, actions)
         values = soft_value(agents, *_after(agents, seen, nexts, goal, len(actions))).view(len(actions), -1).T
+        if isinstance(space, Composite):
+            return tabulated(space, seen.environment.ended(seen.state), log_p + values)
         return Categorical((log_p + values).unsqueeze(1))

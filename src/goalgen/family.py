@@ -99,6 +99,10 @@ class Family(Agents, ABC):
     """its own settings, a frozen dataclass; every field is an option of the command line"""
     gc_agents: ClassVar[dict[str, Callable[[Plan, Environment], GCAgent]]]
     """what ``--gc-agent`` may be, the default first; each is made from the plan and the environment"""
+    network: ClassVar[str] = "mlp"
+    """network of its agents where the user names none"""
+    stageable: ClassVar[bool] = True
+    """whether it may be one stage of several"""
     pathwise: ClassVar[bool] = False
     """whether its GC-agents learn by the gradient that passes through them, as a stage before others"""
     training_buffers: ClassVar[tuple[str, ...]] = ()

@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 
 class Policy(ABC):
-    """A distribution of actions at B states. A policy of your own writes these four methods."""
+    """A distribution of actions at B states. A policy of your own writes the four methods without a body."""
 
     kl_is_upper_bound = False
     """Whether the divergence *from* a policy of another kind to this one is of more than the action, and so an upper bound."""
@@ -31,6 +31,19 @@ class Policy(ABC):
     @abstractmethod
     def kl(self, other: Policy) -> Tensor:
         """KL(self || other), (B,) nats; other is the S-agent's policy, self the GC-agent's. An upper bound is allowed and said."""
+
+    def kl_along(self, other: Policy, action: Tensor) -> Tensor:
+        """KL(self || other), (B,) nats, given actions (B, ...) that were drawn from self; they are of use only where the
+        divergence is not known, but its mean over them is."""
+        return self.kl(other)
+
+    def sample_many(self, noise: Tensor) -> Tensor:
+        """K actions at each state, (K, B, ...), at noise (K, B, ...)."""
+        return torch.stack([self.sample(each) for each in noise])
+
+    def log_prob_many(self, actions: Tensor) -> Tensor:
+        """log p of K actions at each state, (K, B) nats."""
+        return torch.stack([self.log_prob(each) for each in actions])
 
     @abstractmethod
     def tempered(self, temperature: float) -> Policy:

@@ -97,7 +97,7 @@ def rollout(
         decision = agents.s_agent.decide(seen)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (through_q or through_actions)):
             q = agents.gc_agent.policy(seen, goals, decision)
-            action = q.sample(noise[h])
+            action = drawn = q.sample(noise[h])
             if interrupt is not None:
                 random = environment.action_space.uniform(interrupt[h, :, 1:])
                 action = torch.where(interrupt[h, :, :1] < 0, random, action)
@@ -107,7 +107,7 @@ def rollout(
             policies.append(q)
             decisions.append(decision if keep_offers else Decision(decision.policy))
         after = advance(seen, action, decision.offer)
-        kl = q.kl(decision.policy)
+        kl = q.kl_along(decision.policy, drawn.detach())
         log_ratio = decision.policy.log_prob(action) - q.log_prob(action) if weigh else torch.zeros_like(kl)
         return after, action, kl, log_ratio
 

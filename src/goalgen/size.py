@@ -25,7 +25,8 @@ def count_operations(family: Family) -> dict[str, int]:
     counts the pass forward, the mean over as many images as there are steps, or 16 (some families visit one step of each);
     the gradient costs about twice as much again.
     """
-    count, generator = min(family.horizon, 16), torch.Generator().manual_seed(0)
+    # In a black box every image is learned from by whole episodes.
+    count, generator = 1 if family.environment.black_box else min(family.horizon, 16), torch.Generator().manual_seed(0)
     image = torch.zeros(count, *family.shape)
     label = torch.zeros(count, dtype=torch.int64) if family.num_labels else None
     task = Task(image, image, label).to(family.device)

@@ -1,4 +1,4 @@
-"""The command line: goalgen train | sample | evaluate | plot | demo."""
+"""The command line: goalgen train | sample | vectorize | evaluate | plot | demo."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_sample, run_train
-from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions
+from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_sample, run_train, run_vectorize
+from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions, VectorizeOptions
 from goalgen.errors import GoalgenError
 
-__all__ = ["DemoOptions", "EvaluateOptions", "PlotOptions", "SampleOptions", "main"]
+__all__ = ["DemoOptions", "EvaluateOptions", "PlotOptions", "SampleOptions", "VectorizeOptions", "main"]
 
 USAGE = """goalgen: generative models learned with goal-conditioned reinforcement learning
 
   goalgen demo                             train on the digits, sample, evaluate: two minutes and a half
   goalgen train --data SRC --out DIR       train; the same command again resumes
   goalgen sample DIR --out PATH            draw new images
+  goalgen vectorize DIR IMAGES... --out PATH  paint given images in strokes, as SVG
   goalgen evaluate DIR                     bound, quality, diversity, each beside its held-out reference
   goalgen plot DIR                         learning curves, KL by step, action usage, neighbours
 
@@ -28,6 +29,7 @@ USAGE = """goalgen: generative models learned with goal-conditioned reinforcemen
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "sample": run_sample,
+    "vectorize": run_vectorize,
     "evaluate": run_evaluate,
     "plot": run_plot,
     "demo": run_demo,

@@ -15,6 +15,7 @@ from goalgen.cli.options import (
     ModelOptions,
     PlotOptions,
     SampleOptions,
+    VectorizeOptions,
     parse,
     parse_config,
 )
@@ -79,6 +80,7 @@ def run_sample(arguments: Sequence[str]) -> int:
         first=options.first, steps=options.steps, labels=options.label, correlation=options.correlation, draw_pixels=options.draw_pixels,
         guesses=options.trajectory,
     )  # fmt: skip
+    _keep_svg(sampled.files, options.svg, options.model)
     facts = {
         "model": options.model, "seed": options.seed, "first": options.first, "num": options.num,
         "temperature": options.temperature, "weights": model.weights, "step": model.facts.get("step"),
@@ -90,6 +92,75 @@ def run_sample(arguments: Sequence[str]) -> int:
         f"{sampled.start}){'; ' + ', '.join(extra) if extra else ''}"
     )
     return 0
+
+
+def _keep_svg(files: list[dict[str, bytes]], wanted: bool, model: str) -> None:
+    """Leave out of the further files of images those in SVG, unless they are wanted; then there must be some."""
+    if wanted and not any(name.endswith(".svg") for each in files for name in each):
+        raise GoalgenError(
+            f"{model} draws no strokes, so there is no SVG of what it does: train one with --environment strokes"
+        )
+    for each in files:
+        for name in [name for name in each if name.endswith(".svg") and not wanted]:
+            del each[name]
+
+
+def run_vectorize(arguments: Sequence[str]) -> int:
+    """goalgen vectorize"""
+    options = parse(VectorizeOptions, "vectorize", arguments)
+
+    from goalgen.data import from_unit, to_bytes
+    from goalgen.pictures import save_png, to_pil
+    from goalgen.rollout import Samples
+    from goalgen.storage import write_bytes
+
+    if options.out.is_file():
+        raise GoalgenError(f"--out {options.out} is a file; choose a folder")
+    if not options.images:
+        raise GoalgenError("no images were given: goalgen vectorize DIR IMAGES...")
+    model = _load(options)
+    if options.budget is not None and not 1 <= options.budget <= model.horizon:
+        raise GoalgenError(
+            f"--budget must be 1 to {model.horizon}, the most that this model draws, not {options.budget}"
+        )
+    names, goals = _read_goals(model, options)
+    episodes = model.rollout(goals, options.seed, start=options.start)
+    states, actions = episodes.states[: (options.budget or model.horizon) + 1], episodes.actions[: options.budget]
+    files = model.family.files(Samples(states, actions, []))
+    _keep_svg(files, True, options.model)
+    canvases = to_bytes(from_unit(model.family.environment.canvas(states[-1]).cpu(), model.levels), model.levels)
+    for name, each, canvas in zip(names, files, canvases, strict=True):
+        save_png(to_pil(canvas), options.out / f"{name}.png")
+        for extension, content in each.items():
+            write_bytes(options.out / f"{name}{extension}", content)
+    wrong = (to_bytes(goals, model.levels).float() - canvases).div(255).square().mean()
+    print(f"{len(names)} drawings in {options.out} (mean squared error {wrong:.4f} a pixel, black to white is 1)")
+    return 0
+
+
+def _read_goals(model: Any, options: VectorizeOptions) -> tuple[list[str], Any]:
+    """Names for the drawings of the images that are given, and these as the model sees them, (N, C, height, width) uint8."""
+    import torch
+
+    from goalgen.data import from_unit, to_unit
+    from goalgen.data.images import decode_image, find_images
+
+    paths: list[Any] = []
+    for path in options.images:
+        found = find_images(path) if path.is_dir() else [path]
+        if not found:
+            raise GoalgenError(f"{path} holds no images")
+        paths += found
+    channels, height, width = model.shape
+    images = torch.stack([
+        decode_image(path, channels=channels, image_size=(height, width), fit=options.fit, background=options.background)
+        for path in paths
+    ])  # fmt: skip
+    names = [path.stem for path in paths]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise GoalgenError(f"two images are called {twice[0]!r}, and their drawings would be, too; rename one")
+    unit = to_unit(255 - images if options.invert else images, 256)
+    return names, from_unit(unit, model.levels)
 
 
 def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -65,6 +65,30 @@ class SampleOptions(ModelOptions):
     """Also write grid.png, all images in one."""
     trajectory: bool = False
     """Also write trajectories.png (film strip) and trajectories.gif."""
+    svg: bool = False
+    """Also write every image as SVG, and as SVG that draws itself (NUMBER.drawing.svg), where the model draws strokes."""
+
+
+@dataclass(frozen=True)
+class VectorizeOptions(ModelOptions):
+    """Paint given images with the GC-agent of a model that draws strokes, as SVG."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Image files, or folders of them; they are resized to those of the model."""
+    out: Path = Path("drawings")
+    """Folder for the SVGs, each called as its image, and for what they look like at the model's size (PNG)."""
+    budget: int | None = None
+    """Strokes of a drawing at most; unset: as many as the model was trained with."""
+    fit: Literal["crop", "pad", "stretch"] = "pad"
+    """How an image of another aspect ratio is resized: cut the long side, add background, or distort."""
+    background: str = "white"
+    """Colour behind transparent pixels and padding, a name or #rrggbb."""
+    invert: bool = False
+    """Take the negative of the images, such as dark writing on white for a model of bright strokes on black."""
+    start: str | None = None
+    """Another initial state than the one trained with."""
+    seed: int = 0
+    """Seed of the strokes."""
 
 
 @dataclass(frozen=True)

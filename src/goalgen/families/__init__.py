@@ -14,6 +14,7 @@ from goalgen.families.latent import Latent
 from goalgen.families.proposals import Proposals
 from goalgen.families.reveal import Reveal
 from goalgen.families.stages import Stages, make_stages
+from goalgen.families.strokes import Strokes
 from goalgen.family import Family, Plan, check_least, check_share
 from goalgen.networks import SIZES, NetworkSpec, default_patch
 
@@ -38,7 +39,7 @@ def register(family: F) -> F:
     return family
 
 
-for _built_in in (Latent, Proposals, Bridge, Reveal, Code):  # the first is the default
+for _built_in in (Latent, Proposals, Bridge, Reveal, Strokes, Code):  # the first is the default
     register(_built_in)
 
 
@@ -102,7 +103,7 @@ def plan_of(config: Config, shape: tuple[int, int, int], levels: int, num_labels
         raise GoalgenError(
             "--condition label needs labelled data: class folders, or a parquet file with a label column"
         )
-    kind = "mlp" if model.network == "auto" else model.network
+    kind = family.network if model.network == "auto" else model.network
     width, depth, head = SIZES[kind]
     network = NetworkSpec(
         kind, shape, 10 if model.horizon is None else model.horizon, model.width or width, depth if model.depth is None else model.depth,

@@ -222,7 +222,7 @@ def make_stages(spec: str, known: Callable[[str], type[Family]]) -> type[Stages]
         known: a family by its name.
 
     Raises:
-        GoalgenError: a stage is no family, or its number of steps is none.
+        GoalgenError: a stage is no family, or one that cannot be a stage, or its number of steps is none.
     """
     kinds, steps = [], []
     for part in spec.split("+"):
@@ -232,6 +232,8 @@ def make_stages(spec: str, known: Callable[[str], type[Family]]) -> type[Stages]
                 f"--environment {spec}: {part!r} needs a number of steps after the colon, such as {name}:4"
             )
         kinds.append(known(name))
+        if not kinds[-1].stageable:
+            raise GoalgenError(f"--environment {spec}: {name} cannot be a stage of several; train it by itself")
         steps.append(int(count) if colon else None)
     if len(kinds) < 2:
         raise GoalgenError(

@@ -71,6 +71,9 @@ class Packed(Policy):
     def kl(self, other: Policy) -> Tensor:
         return self.policy.kl(unpacked(other))
 
+    def kl_along(self, other: Policy, action: Tensor) -> Tensor:
+        return self.policy.kl_along(unpacked(other), self.unpack(action))
+
     def tempered(self, temperature: float) -> Packed:
         return Packed(self.policy.tempered(temperature), self.space, self.flat)
 

@@ -1,0 +1,144 @@
+"""Learners for a black box find, on a world that can be enumerated, the optimum that the exact agent has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_strokes import GOALS, MarksGCAgent, tiny_marks, which
+from torch import Tensor, nn
+
+from goalgen import exact
+from goalgen.agents import Agents, Seen
+from goalgen.blackbox import Judge, Search, collect, draw_search, improve, learn_improved, policy_gradient
+from goalgen.bound import bound
+from goalgen.rollout import draw_noise, rollout
+from goalgen.task import Task
+
+STEPS = 150
+
+
+class Table(Judge):
+    """A value of its own for every goal, step and mark made before."""
+
+    def __init__(self, horizon: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(len(GOALS), horizon, 6))
+
+    def value(self, seen: Seen, goal: Tensor) -> Tensor:
+        paid = seen.likelihood.log_prob(goal, seen.state).detach()
+        if seen.step == self.table.shape[1]:
+            return paid
+        value = self.table[which(goal), seen.step, seen.state[:, 3].long()]
+        return torch.where(seen.environment.ended(seen.state), paid, value)
+
+
+def world() -> tuple[Agents, Judge, Task, Tensor, list[nn.Parameter]]:
+    """Agents, values, three goals, what J is at best, and what may learn: p and the likelihood stay as they are."""
+    agents = tiny_marks(spread=0.0)
+    judge = Table(agents.horizon)
+    task = Task(torch.zeros(3, 1, 1, 2), GOALS)
+    best = -exact.log_likelihood(agents, task)
+    return agents, judge, task, best, [*agents.gc_agent.parameters(), *judge.parameters()]
+
+
+def gap(agents: Agents, task: Task, best: Tensor) -> float:
+    """How far J is from what it can be, nats, exactly."""
+    with torch.no_grad():
+        return float((exact.expected_bound(agents, task) - best).max())
+
+
+def test_the_improved_policy_reaches_the_optimum():
+    agents, judge, task, best, learns = world()
+    assert gap(agents, task, best) > 0.5
+    search, many = Search(own=16, others=16, share=0.7), task.repeat(16)
+    optimizer = torch.optim.Adam(learns, lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / STEPS)
+        noise = draw_noise(agents.environment, len(many), generator)
+        draws = draw_search(agents.environment, len(many), search, generator)
+        learned = learn_improved(agents, judge, many, noise, draws, search)
+        optimizer.zero_grad()
+        learned.loss.backward()
+        optimizer.step()
+    assert gap(agents, task, best) < 0.04
+    # V is the value: at the first step the likelihood itself. (Equation 7)
+    start = agents.see(0, agents.environment.initial(task.start))
+    assert torch.allclose(judge.value(start, task.goal), -best, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "updates"), [(None, 1), (0.9, 1), (None, 3)], ids=["others", "critic", "clipped"]
+)
+def test_the_policy_gradient_reaches_the_optimum(smoothing, updates):
+    agents, judge, task, best, learns = world()
+    many = task.repeat(24)
+    optimizer = torch.optim.Adam(learns, lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    steps = STEPS if updates == 1 else STEPS // 2
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / steps)
+        episodes = collect(agents, judge, many, draw_noise(agents.environment, len(many), generator), smoothing)
+        for _ in range(updates):
+            optimizer.zero_grad()
+            policy_gradient(agents, judge, episodes).loss.backward()
+            optimizer.step()
+    assert gap(agents, task, best) < 0.04
+
+
+def test_the_policy_gradient_is_the_gradient_of_the_bound():
+    """Its mean over many episodes is what differentiating the exact sum over all of them gives, in q and in p."""
+    agents, judge, task, _, _ = world()
+    agents.gc_agent = MarksGCAgent(1.0)
+    parameters = [*agents.gc_agent.parameters(), *agents.s_agent.parameters()]
+    expected = torch.autograd.grad(exact.expected_bound(agents, task).mean(), parameters)
+    many, generator = task.repeat(4000), torch.Generator().manual_seed(0)
+    episodes = collect(agents, judge, many, draw_noise(agents.environment, len(many), generator))
+    found = torch.autograd.grad(policy_gradient(agents, judge, episodes).loss, parameters)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() < 0.05 * b.norm() + 1e-3
+
+
+def test_both_say_what_the_bound_is():
+    agents, judge, task, _, _ = world()
+    agents.gc_agent = MarksGCAgent(1.0)
+    expected, many = exact.expected_bound(agents, task), task.repeat(3200)
+    noise = draw_noise(agents.environment, len(many), torch.Generator().manual_seed(0))
+    search = Search(own=2, others=2)
+    draws = draw_search(agents.environment, len(many), search, torch.Generator().manual_seed(1))
+    searched = learn_improved(agents, judge, many, noise, draws, search).bound.total.view(3, -1)
+    acted = collect(agents, judge, many, noise).bound.total.view(3, -1)
+    for said in (searched, acted):
+        assert ((said.mean(1) - expected).abs() < 5 * said.std(1) / said.shape[1] ** 0.5).all()
+    assert torch.allclose(acted.flatten(), bound(agents, rollout(agents, many, noise)).total, atol=1e-5)
+
+
+def test_candidates_count_by_what_they_are_worth_over_how_they_were_drawn():
+    """Drawn however they may be, their weighted shares tend to p exp V, and the mean weight to the value. (Equations 5, 6)"""
+    p, v = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([1.0, 0.0, 2.0])
+    target = p * v.exp()
+    for m in (torch.tensor([0.8, 0.1, 0.1]), torch.tensor([0.1, 0.2, 0.7])):
+        drawn = torch.multinomial(m, 200_000, replacement=True, generator=torch.Generator().manual_seed(0))
+        log_weight, value = improve(p[drawn].log()[:, None], v[drawn][:, None], m[drawn].log()[:, None])
+        shares = torch.zeros(3).scatter_add(0, drawn, log_weight.exp()[:, 0])
+        assert torch.allclose(shares, target / target.sum(), atol=0.01)
+        assert value.item() == pytest.approx(target.sum().log().item(), abs=0.02)
+    greedy, _ = improve(p.log()[:, None], v[:, None], p.log()[:, None], temperature=1e-3)
+    assert greedy.exp()[2].item() == pytest.approx(1.0)
+
+
+def test_no_gradient_passes_through_the_world():
+    agents, judge, task, _, _ = world()
+    start = task.start.clone().requires_grad_()
+    task, search = Task(start, task.goal), Search(own=3, others=3)
+    noise = draw_noise(agents.environment, 3, torch.Generator().manual_seed(0))
+    draws = draw_search(agents.environment, 3, search, torch.Generator().manual_seed(1))
+    learned = learn_improved(agents, judge, task, noise, draws, search)
+    assert torch.autograd.grad(learned.loss, start, allow_unused=True)[0] is None
+    state = agents.environment.initial(torch.zeros(3, 1, 1, 2)).requires_grad_()
+    seen = agents.see(0, state)
+    decision = agents.s_agent.decide(seen)
+    ahead = judge.look(agents, seen, GOALS, decision, torch.zeros(2, 3, 2, dtype=torch.int64))
+    assert not ahead.requires_grad or torch.autograd.grad(ahead.sum(), state, allow_unused=True)[0] is None
