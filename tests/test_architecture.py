@@ -64,6 +64,7 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("sample", "sampling"),
     ("model", "model"),
+    ("gymnasium", "gym gym.episodes gym.views gym.stable_baselines3"),
     ("evaluate", "evaluation"),
     ("plots", "plots"),
     ("command line", "cli cli.commands cli.options"),
