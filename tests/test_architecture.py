@@ -50,7 +50,7 @@ LAYERS: list[tuple[str, str]] = [
         "families families.bridge families.bridge.agents families.bridge.environment families.code families.latent families.proposals "
         "families.proposals.environment families.proposals.gc_agents families.proposals.picture families.proposals.revival "
         "families.proposals.s_agent families.reveal families.reveal.environment families.reveal.policies families.stages families.stages.world "
-        "families.strokes families.strokes.agents families.strokes.environment families.strokes.render families.strokes.svg families.suited",
+        "families.strokes families.strokes.agents families.strokes.environment families.strokes.render families.strokes.svg families.suited families.world",
     ),
     ("settings", "settings"),
     ("choice", "choice"),
@@ -64,9 +64,9 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("sample", "sampling"),
     ("model", "model"),
-    ("gymnasium", "gym gym.episodes gym.views gym.stable_baselines3"),
     ("evaluate", "evaluation"),
     ("plots", "plots"),
+    ("gymnasium", "gym gym.episodes gym.views gym.stable_baselines3 gym.worlds"),
     ("command line", "cli cli.commands cli.options"),
     ("entry", "__main__"),
 ]

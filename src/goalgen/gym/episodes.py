@@ -95,7 +95,7 @@ def observe(family: Agents, seen: Seen, goal: Tensor, offer: Tensor | None = Non
         offer: (B, ...), where it is to be seen.
     """
     state = seen.state
-    parts = [state.flatten(1), (seen.rows.to(state.dtype) / family.horizon).unsqueeze(1)]
+    parts = [family.environment.sight(state), (seen.rows.to(state.dtype) / family.horizon).unsqueeze(1)]
     if seen.label is not None:
         parts.append(torch.nn.functional.one_hot(seen.label, family.num_labels).to(state.dtype))
     if offer is not None:

@@ -59,17 +59,20 @@ class Outcome:
     """What the bound is given, such as labels."""
 
 
-def train(config: Config) -> Outcome:
+def train(config: Config, data: Splits | None = None) -> Outcome:
     """Train, or resume, the run that ``config`` describes.
+
+    Args:
+        config: the run.
+        data: goals in memory, in the place of those that ``config`` names; a run is resumed with the same.
 
     Raises:
         GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
     """
     check_config(config)
-    data: Splits | None = None
     chosen: list[str] = []
     if is_open(config):
-        data = load_data(config.data)
+        data = data or load_data(config.data)
         config, chosen = choose(config, data, torch.cuda.is_available())
     config = complete(config)
     prepare_folder(config)
