@@ -233,7 +233,7 @@ def test_only_a_family_speaks_of_itself(module):
         assert not found, f"{MODULES[module].name} speaks of {home}: {found}"
 
 
-COMMON = {"fixed", "grid", "value", "step_size", "learn_step_size", "code", "copy"}
+COMMON = {"Box", "fixed", "grid", "value", "step_size", "learn_step_size", "code", "copy"}
 """Words that a family uses and that others use for something else, or that two families share."""
 
 

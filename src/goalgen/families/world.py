@@ -74,22 +74,22 @@ class WorldSAgent(SAgent):
 
     def __init__(self, plan: Plan, environment: Environment) -> None:
         super().__init__()
-        self.reader = Reader(plan, environment, numbers_of(environment), told=False)
+        self.mlp = Reader(plan, environment, numbers_of(environment), told=False)
 
     def decide(self, seen: Seen) -> Decision:
-        return Decision(policy_of(self.reader(seen), seen.environment))
+        return Decision(policy_of(self.mlp(seen), seen.environment))
 
 
-class Critic(Judge):
+class WorldCritic(Judge):
     """An mlp says V, beside what the state would be paid as it stands."""
 
     def __init__(self, plan: Plan, environment: Environment) -> None:
         super().__init__()
-        self.reader, self.horizon = Reader(plan, environment, 1, told=True), plan.horizon
+        self.mlp, self.horizon = Reader(plan, environment, 1, told=True), plan.horizon
 
     def value(self, seen: Seen, goal: Tensor) -> Tensor:
         paid = seen.likelihood.log_prob(goal, seen.state).detach()
-        return paid if seen.step == self.horizon else paid + self.reader(seen, goal)[:, 0]
+        return paid if seen.step == self.horizon else paid + self.mlp(seen, goal)[:, 0]
 
 
 class WorldGCAgent(GCAgent):
@@ -99,13 +99,13 @@ class WorldGCAgent(GCAgent):
 
     def __init__(self, plan: Plan, environment: Environment) -> None:
         super().__init__(plan, environment)
-        self.reader = Reader(plan, environment, numbers_of(environment), told=True)
-        self.critic = Critic(plan, environment) if by_gradient(environment) else None
+        self.mlp = Reader(plan, environment, numbers_of(environment), told=True)
+        self.critic = WorldCritic(plan, environment) if by_gradient(environment) else None
         if self.critic is None:
             self.episodes_per_goal = 1
 
     def policy(self, seen: Seen, goal: Tensor, decision: Decision) -> Policy:
-        return policy_of(self.reader(seen, goal), seen.environment)
+        return policy_of(self.mlp(seen, goal), seen.environment)
 
 
 def by_gradient(environment: Environment) -> bool:
@@ -168,7 +168,7 @@ class WorldFamily(Family):
         if not by_gradient(self.environment):
             return learn_pathwise(self, task, draws["noise"])
         critic = self.gc_agent.critic
-        assert isinstance(critic, Critic)
+        assert isinstance(critic, WorldCritic)
         if searches(self.environment) and clock.done < SEARCHED:
             learned = learn_improved(self, critic, task, draws["noise"], draws, SEARCH)
             del learned.info["candidates_that_count"]  # the log has the same numbers all along

@@ -36,7 +36,7 @@ otherwise, and the reward of a step must be the same number when it is asked for
 Observation = dict[str, Any]
 """``observation``, ``achieved_goal`` and ``desired_goal``, (N, ...) each."""
 
-Potential = Callable[[Seen, Tensor], Tensor]
+Phi = Callable[[Seen, Tensor], Tensor]
 """Phi_h(x, g), (B,) nats, of what is seen and goals (B, C, height, width)."""
 
 
@@ -52,7 +52,7 @@ class Given:
     pay_prior: bool = False
     """an action also costs -log p(a | x_h) nats. With its own entropy as a bonus of weight 1, as maximum-entropy learners have
     it, a GC-agent's return is then -J: E_q[log p - log q] is -KL. Unset: only the goal is paid for"""
-    shaping: bool | Potential = False
+    shaping: bool | Phi = False
     """pay the progress of a potential step by step, which leaves the best policy as it is where nothing is discounted
     (Ng et al. 1999; equation 8); True: the potential is log p(g | x_h)"""
     reach: float | None = None
@@ -223,7 +223,7 @@ class Episodes:
             reward = reward - before + torch.where(last, 0.0, self._paid(self.potential, steps + 1, after, goal))
         return float(reward[0]) if single else reward.numpy()
 
-    def _paid(self, potential: Potential, steps: Tensor, states: Any, goal: Tensor) -> Tensor:
+    def _paid(self, potential: Phi, steps: Tensor, states: Any, goal: Tensor) -> Tensor:
         """A potential of states, (B,) float64, in blocks of one size, and never below the worst."""
         states, count = torch.as_tensor(states).float(), len(goal)
         rows = torch.arange(-(-count // ROWS) * ROWS).clamp(max=count - 1)

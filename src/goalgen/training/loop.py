@@ -60,11 +60,7 @@ class Outcome:
 
 
 def train(config: Config, data: Splits | None = None) -> Outcome:
-    """Train, or resume, the run that ``config`` describes.
-
-    Args:
-        config: the run.
-        data: goals in memory, in the place of those that ``config`` names; a run is resumed with the same.
+    """Train, or resume, the run that ``config`` describes; with ``data``, goals in memory in the place of those that it names.
 
     Raises:
         GoalgenError: bad data or configuration, a folder that holds another run, or a loss that is not finite.
