@@ -83,7 +83,7 @@ def test_every_family_is_trained_sampled_and_measured(run, tmp_path):
 @pytest.mark.parametrize("family", ["latent", "learned bridge", "bridge, label"])
 def test_plots_are_drawn(family, tmp_path, capsys):
     run = train(tiny_config(tmp_path / "run", max_steps=5, log_every=1, **FAMILIES[family])).folder
-    assert cli.main(["plot", str(run), "--out", str(tmp_path)]) == 0
+    assert cli.main(["plot", str(run), "--out", str(tmp_path / "plots")]) == 0
     drawn = {Path(line).name for line in capsys.readouterr().out.split()}
     assert {"curves.png", "kl_by_step.png", "trajectories.png", "neighbours.png"} <= drawn
     assert "usage.png" not in drawn

@@ -125,6 +125,10 @@ class Environment(nn.Module, ABC):
         """What states (T, B, *state_shape) show, (T, B, C, height, width)."""
         return self.canvas(states.flatten(0, 1)).unflatten(0, states.shape[:2])
 
+    def sight(self, state: Tensor) -> Tensor:
+        """What of states (B, *state_shape) is seen by agents that read rows of numbers, (B, numbers): all, unless said otherwise."""
+        return state.flatten(1)
+
     def ended(self, state: Tensor) -> Tensor:
         """Episodes that are over before the last step, bool (B,): whatever is done there, nothing changes any more."""
         return torch.zeros(len(state), dtype=torch.bool, device=state.device)

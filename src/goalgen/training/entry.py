@@ -20,7 +20,7 @@ from goalgen.training.preparation import check_config, check_data, in_full, own_
 
 def train(
     config: Config | None = None,
-    images: Tensor | np.ndarray | None = None,
+    images: Tensor | np.ndarray | Splits | None = None,
     labels: Sequence[int] | Tensor | np.ndarray | None = None,
 ) -> Outcome:
     """Train, or resume, the run that ``config`` describes.
@@ -28,7 +28,8 @@ def train(
     Args:
         config: unset: the defaults.
         images: instead of the data that ``config`` names: integers 0 to 255, (N, C, height, width), (N, height, width, C) or
-            (N, height, width). They are not kept with the run; the same command with the same images resumes.
+            (N, height, width); or :class:`goalgen.data.Splits`, whose three sets are taken as they are. They are not kept with
+            the run; the same command with the same images resumes.
         labels: N whole numbers, where ``images`` have some.
 
     Raises:
@@ -39,7 +40,9 @@ def train(
     config = in_full(config)
     data: Splits | None = None
     chosen: list[str] = []
-    if images is not None:
+    if isinstance(images, Splits):
+        data = images
+    elif images is not None:
         data, named = from_memory(images, config.data, labels)
         config = replace(config, data=named)
     if is_open(config):
