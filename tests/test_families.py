@@ -192,7 +192,7 @@ def test_samples_are_of_the_class_that_is_asked_for(family, tmp_path, capsys):
     assert np.asarray(Image.open(tmp_path / "s" / "00000.png")).mean() > 120
     capsys.readouterr()
     assert cli.main(["sample", str(tmp_path / "run"), "--out", str(tmp_path / "t"), "--label", "2"]) == 2
-    assert "labels must be 0 to 1" in capsys.readouterr().err
+    assert "no class is called '2'" in capsys.readouterr().err
 
 
 def test_bound_bounds_the_likelihood_given_the_label():

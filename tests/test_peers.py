@@ -153,7 +153,13 @@ def test_goalgen_s_contenders_need_operations_within_five_percent(name):
     assert abs(amount(ON_DIGITS[name], "digits", "operations") / SETUPS["digits"].operations - 1) < 0.05
 
 
-@pytest.mark.parametrize("name", ON_LARGER)
+SLOW = ("goalgen reveal, raster H=784",)
+"""A sample of 784 evaluations is counted for every width that is tried."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in ON_LARGER]
+)
 def test_on_larger_images_all_are_convolutional_and_need_operations_within_five_percent(name):
     contender, setup = ON_LARGER[name], SETUPS["fashion_mnist"]
     assert abs(amount(contender, "fashion_mnist", "operations") / setup.operations - 1) < 0.05

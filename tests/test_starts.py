@@ -174,7 +174,11 @@ def test_image_file(tmp_path: Path) -> None:
     Image.new("L", (6, 8), 51).save(path)
     assert torch.allclose(make_start(str(path), GREY)(2), torch.full((2, *GREY), -0.6))
     assert make_start(str(path), RGB)(2).shape == (2, *RGB)
-    fails(r"start of the wrong size: .*a.png is 8x6 and the states are 6x8 .*--image-size 8 6", str(path), (1, 6, 8))
+    fails(
+        r"start of the wrong size: .*a.png is 8x6 and the model's images are 6x8 .*resize it to 6x8",
+        str(path),
+        (1, 6, 8),
+    )
     path.write_text("no")
     fails("cannot be read as an image", str(path))
 

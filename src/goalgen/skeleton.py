@@ -49,8 +49,8 @@ def read_facts(facts: Any, where: str) -> Facts:
     if not numbers or not all(type(v) is int and v > 0 for v in numbers):
         raise GoalgenError(f"{where} is not the configuration of a saved model: it lacks shape and levels")
     wrong = []
-    if numbers[0] not in (1, 3) or math.prod(numbers[:3]) > LARGEST_IMAGE:
-        wrong.append(f"shape {shape} (1 or 3 channels, at most {LARGEST_IMAGE:,} values)")
+    if math.prod(numbers[:3]) > LARGEST_IMAGE:
+        wrong.append(f"shape {shape} (at most {LARGEST_IMAGE:,} values)")
     if not 2 <= numbers[3] <= 256:
         wrong.append(f"levels {levels} (2 to 256)")
     if type(labels) is not int or not 0 <= labels <= 10**6:

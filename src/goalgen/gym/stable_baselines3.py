@@ -20,7 +20,7 @@ try:
     from stable_baselines3.common.vec_env import VecEnv
 except ImportError as _error:
     raise GoalgenError(
-        'goalgen.gym.stable_baselines3 needs stable-baselines3: pip install "goalgen[stable-baselines3]"'
+        "goalgen.gym.stable_baselines3 needs stable-baselines3: pip install stable-baselines3"
     ) from _error
 
 
