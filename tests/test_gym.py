@@ -203,4 +203,4 @@ def test_gymnasium_is_imported_only_where_it_is_used():
         "try:\n    import goalgen.gym\nexcept goalgen.GoalgenError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
-    assert done.stdout == 'goalgen.gym needs Gymnasium: pip install gymnasium\n'
+    assert done.stdout == "goalgen.gym needs Gymnasium: pip install gymnasium\n"
