@@ -8,14 +8,10 @@ from pathlib import Path
 import torch
 from contenders import Options, Row, as_options, data_folder
 
-from goalgen import configure, load, load_data, rng
-from goalgen.choice import choose, is_open
+from goalgen import configure, load, load_data, rng, train
 from goalgen.config import Config, DataConfig
 from goalgen.data import Splits
 from goalgen.model import Model
-from goalgen.settings import complete
-from goalgen.training.loop import Trainer
-from goalgen.training.preparation import check_config, prepare_folder
 
 
 class Stopped(Exception):
@@ -38,12 +34,7 @@ def splits_of(data: DataConfig, options: Options) -> Splits:
 
 def fit(config: Config, splits: Splits) -> tuple[Model, Row]:
     """Train, or go on, as ``goalgen train`` does. Returns the best model, and how the training went."""
-    check_config(config)
-    if is_open(config):
-        config, _ = choose(config, splits, torch.cuda.is_available())
-    config = complete(config)
-    prepare_folder(config)
-    outcome = Trainer(config, splits).run()
+    outcome = train(config, splits)
     if outcome.interrupted:
         raise Stopped
     return load(config.out), {"steps": outcome.step, "seconds": outcome.seconds}
