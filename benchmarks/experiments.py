@@ -19,6 +19,7 @@ from contenders import RUNS, SETUPS, Contender, Job, Options, Row
 from contest import compare
 from fitting import train_goalgen
 from folders import FOLDERS, folder
+from painting import VARIANTS, painting
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 
@@ -229,6 +230,11 @@ EXPERIMENTS = {
     "folders": Experiment(
         "folders as a user has them: what is said, and what comes out, with nothing but --data given?",
         lambda o: rows_of(folder=FOLDERS), folder, told=(), at_once=1, threads=2, keeps=True,
+    ),
+    "strokes": Experiment(
+        "what do agents paint, and draw, that learn without a gradient through the world?",
+        lambda o: rows_of(variant=VARIANTS, seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200},
+        {"seeds": (0,), "num_test": 2000}, at_once=1, threads=2, trial=True, keeps=True,
     ),
     "zoo": Experiment(
         "the models that come with the package: made and measured (of demo and defaults, if they are there)",

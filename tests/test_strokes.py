@@ -245,8 +245,8 @@ def test_no_gradient_passes_through_the_world(learner, monkeypatch):
     for name, parameter in model.named_parameters():
         if not (name.startswith("gc_agent.critic") or "stop" in name or "from_pen" in name):
             assert parameter.grad is not None, name
-    assert model.gc_agent.pointer.here.weight.grad.abs().sum() > 0
-    assert model.s_agent.pointer.here.weight.grad.abs().sum() > 0
+    assert model.gc_agent.pointer.maps.weight.grad.abs().sum() > 0
+    assert model.s_agent.pointer.maps.weight.grad.abs().sum() > 0
 
 
 def test_what_is_said_of_the_bound_is_of_the_agent_alone(monkeypatch):

@@ -17,7 +17,8 @@ from torch import Tensor
 from goalgen.policies import Policy
 
 Conditional = Callable[[int, Tensor], Tensor]
-"""Logits (B, K, sizes[i]) of part i given the parts before it, (B, K, i) int64, of K actions at each of B states."""
+"""Logits (B, K, sizes[i]) of part i given the parts before it, (B, K, i) int64, of K actions at each of B states. Where they do not
+depend on those parts, (B, 1, sizes[i]) will do."""
 
 LIMIT = 100_000
 """Most actions at a state that a divergence or an entropy is summed over."""
@@ -86,10 +87,20 @@ class Autoregressive(Policy):
     def __init__(self, space: Composite, ended: Tensor, conditional: Conditional, temperature: float = 1.0) -> None:
         self.space, self.ended, self.conditional, self.temperature = space, ended, conditional, temperature
 
-    def log_probs(self, part: int, before: Tensor) -> Tensor:
-        """log p(. | before) of a part, (B, K, sizes[part]); ``before`` is (B, K, part)."""
+    def logits(self, part: int, before: Tensor) -> Tensor:
+        """Logits of a part at the policy's temperature, (B, K or 1, sizes[part]); ``before`` is (B, K, part)."""
         logits = self.conditional(part, before)
-        return (logits if self.temperature == 1 else logits / self.temperature).log_softmax(-1)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def log_probs(self, part: int, before: Tensor) -> Tensor:
+        """log p(. | before) of a part, (B, K or 1, sizes[part])."""
+        return self.logits(part, before).log_softmax(-1)
+
+    def chosen(self, part: int, before: Tensor, values: Tensor) -> Tensor:
+        """log p(value | before) of one value (B, K) each."""
+        logits = self.logits(part, before)
+        everywhere = logits.expand(*values.shape, -1)
+        return everywhere.gather(-1, values.unsqueeze(-1))[..., 0] - logits.logsumexp(-1)
 
     def _free(self, part: int, before: Tensor) -> Tensor:
         """Where there is something to choose, bool (B, K)."""
@@ -105,9 +116,13 @@ class Autoregressive(Policy):
         noise = noise.transpose(0, 1)
         action = torch.zeros(*noise.shape[:2], 0, dtype=torch.int64, device=noise.device)
         for part in range(len(self.space.sizes)):
-            cumulative = self.log_probs(part, action).exp().cumsum(-1)
-            below = cumulative <= noise[..., part : part + 1].to(cumulative.dtype) * cumulative[..., -1:]
-            drawn = below.sum(-1).clamp(max=self.space.sizes[part] - 1)
+            cumulative = self.logits(part, action).softmax(-1).cumsum(-1)
+            level = (noise[..., part].to(cumulative.dtype) * cumulative[..., -1]).contiguous()
+            if cumulative.shape[1] == 1:
+                drawn = torch.searchsorted(cumulative[:, 0].contiguous(), level, right=True)
+            else:
+                drawn = torch.searchsorted(cumulative.contiguous(), level.unsqueeze(-1), right=True)[..., 0]
+            drawn = drawn.clamp(max=self.space.sizes[part] - 1)
             drawn = torch.where(self._free(part, action), drawn, self._rest(part))
             action = torch.cat([action, drawn.unsqueeze(-1)], -1)
         return action.transpose(0, 1)
@@ -117,7 +132,7 @@ class Autoregressive(Policy):
         total = torch.zeros((), device=actions.device)
         for part in range(actions.shape[-1]):
             before = actions[..., :part]
-            own = self.log_probs(part, before).gather(-1, actions[..., part : part + 1])[..., 0]
+            own = self.chosen(part, before, actions[..., part])
             sure = torch.where(actions[..., part] == self._rest(part), 0.0, -torch.inf)
             total = total + torch.where(self._free(part, before), own, sure)
         return total.transpose(0, 1)
@@ -186,7 +201,7 @@ class Autoregressive(Policy):
         total = torch.zeros((), device=device)
         for part, values in enumerate(self.space.sizes):
             total = total + (shares * of(part, every)).sum(1)
-            chance = self.log_probs(part, every).exp()
+            chance = self.log_probs(part, every).exp().expand(*every.shape[:2], -1)
             sure = torch.zeros_like(chance)  # where there is nothing to choose
             sure[..., self._rest(part)] = 1
             chance = torch.where(self._free(part, every).unsqueeze(-1), chance, sure)

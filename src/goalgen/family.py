@@ -101,6 +101,8 @@ class Family(Agents, ABC):
     """what ``--gc-agent`` may be, the default first; each is made from the plan and the environment"""
     network: ClassVar[str] = "mlp"
     """network of its agents where the user names none"""
+    sizes: ClassVar[dict[str, tuple[int, int, int]]] = {}
+    """width, depth and head width by network, where they are not those of :data:`goalgen.networks.SIZES`"""
     stageable: ClassVar[bool] = True
     """whether it may be one stage of several"""
     pathwise: ClassVar[bool] = False

@@ -108,7 +108,7 @@ def plan_of(config: Config, shape: tuple[int, int, int], levels: int, num_labels
             "--condition label needs labelled data: class folders, or a parquet file with a label column"
         )
     kind = family.network if model.network == "auto" else model.network
-    width, depth, head = SIZES[kind]
+    width, depth, head = family.sizes.get(kind, SIZES[kind])
     network = NetworkSpec(
         kind, shape, 10 if model.horizon is None else model.horizon, model.width or width, depth if model.depth is None else model.depth,
         model.head_width or head, model.dropout, model.patch or default_patch(*shape[1:]),

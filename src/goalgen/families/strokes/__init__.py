@@ -80,6 +80,7 @@ class Strokes(Family):
     Settings = StrokesSettings
     gc_agents = {"painter": PainterGCAgent}  # noqa: RUF012 - more may be put in
     network = "unet"
+    sizes = {"unet": (48, 1, 32)}  # noqa: RUF012 - half the places that it points at, so it may be wider; pointing costs most
     stageable = False  # what follows would have to be paid for by its candidates, one by one
     settings: StrokesSettings
     environment: StrokesEnvironment

@@ -13,6 +13,7 @@ from goalgen.blackbox import Judge
 from goalgen.composite import Autoregressive
 from goalgen.environment import Environment
 from goalgen.errors import GoalgenError
+from goalgen.families.code import coarser
 from goalgen.families.strokes.environment import BEND, END, START, WIDTH, StrokesEnvironment
 from goalgen.likelihoods import full_precision
 from goalgen.networks import NetworkSpec, make_torso
@@ -49,16 +50,18 @@ class Pointer(nn.Module):
     def __init__(self, spec: NetworkSpec, channels: int, environment: StrokesEnvironment) -> None:
         super().__init__()
         self.space, grid = environment.action_space, environment.grid
-        self.torso = make_torso(spec, channels)
-        if self.torso.top.grid != grid or not self.torso.top.patch:
+        self.torso = make_torso(coarser(spec), channels)
+        rows, columns = self.torso.top.grid
+        self.finer = grid[0] // rows
+        if not self.torso.top.patch or grid != (rows * self.finer, columns * self.finer):
             raise GoalgenError("strokes need a network with a map of positions: --network unet or transformer")
         features, width, patch = self.torso.num_features, spec.head_width, spec.patch
         side = CROP * patch
         self.crop = nn.Conv2d(channels, width, side, stride=patch, padding=(side - patch) // 2)
         self.start = nn.Linear(width, 1)
         self.stop = nn.Linear(self.torso.num_context, 1)
-        self.here, self.there = nn.Linear(features, width), nn.Linear(features, width)
-        self.query, self.key = nn.Linear(width, width), nn.Linear(features, width)
+        self.maps = nn.Linear(features, 3 * width * self.finer**2)  # of starts, of ends, of keys, at finer positions
+        self.query = nn.Linear(width, width)
         way = (
             torch.cartesian_prod(*map(torch.arange, grid))[None]
             - torch.cartesian_prod(*map(torch.arange, grid))[:, None]
@@ -78,9 +81,8 @@ class Pointer(nn.Module):
     def policy(self, seen: Seen, images: Tensor) -> Autoregressive:
         """The policy at states (B, ...), from images (B, channels, height, width)."""
         features, context = self.torso(seen.h, images, seen.label, seen.memory)
-        tokens = features.transpose(1, 2)  # (B, P, F)
-        near = self.crop(images).flatten(2).transpose(1, 2)[:, : tokens.shape[1]]
-        here, there, key = (full_precision(x) for x in (self.here(tokens) + near, self.there(tokens), self.key(tokens)))
+        here, there, key = (self.spread(part) for part in self.maps(features.transpose(1, 2)).chunk(3, -1))
+        here = here + full_precision(self.crop(images)).flatten(2).transpose(1, 2)
         environment = world(seen.environment)
         pen = environment.pen(seen.state)
         drawn = torch.where((pen > 0)[:, None], self.from_pen[self.way[(pen - 1).clamp(min=0)]], 0.0)
@@ -91,7 +93,7 @@ class Pointer(nn.Module):
 
         def conditional(part: int, before: Tensor) -> Tensor:
             if part == START:
-                return first.unsqueeze(1).expand(-1, before.shape[1], -1)
+                return first.unsqueeze(1)
             with torch.autocast(images.device.type, enabled=False):
                 start = before[..., START].clamp(max=here.shape[1] - 1)
                 x = _at(here, start)  # (B, K, width)
@@ -105,10 +107,17 @@ class Pointer(nn.Module):
 
         return Autoregressive(self.space, environment.ended(seen.state), conditional)
 
+    def spread(self, tokens: Tensor) -> Tensor:
+        """Numbers at finer positions, (B, P, width), from those of the network's, which hold them one beside the other."""
+        finer, (rows, columns) = self.finer, self.torso.top.grid
+        parts = full_precision(tokens).view(len(tokens), rows, columns, finer, finer, -1)
+        return parts.permute(0, 1, 3, 2, 4, 5).reshape(len(tokens), rows * columns * finer**2, -1)
+
 
 def _at(tokens: Tensor, index: Tensor) -> Tensor:
     """Rows (B, K, numbers) of tokens (B, P, numbers) at positions (B, K)."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    first = torch.arange(len(tokens), device=index.device)[:, None] * tokens.shape[1]
+    return tokens.flatten(0, 1).index_select(0, (first + index).flatten()).unflatten(0, index.shape)
 
 
 class StrokesSAgent(SAgent):
@@ -235,12 +244,12 @@ class Missing:
 
         def conditional(part: int, before: Tensor) -> Tensor:
             if part == START:
-                return torch.cat([where, never], 1).unsqueeze(1).expand(-1, before.shape[1], -1)
+                return torch.cat([where, never], 1).unsqueeze(1)
             if part == END:
                 return where.unsqueeze(1) + far[before[..., START].clamp(max=len(far) - 1)]
             if part == BEND:
-                return bend.expand(*before.shape[:2], -1)
-            return canvas.new_zeros(*before.shape[:2], space.sizes[part])
+                return bend.expand(len(before), 1, -1)
+            return canvas.new_zeros(len(before), 1, space.sizes[part])
 
         return [(Autoregressive(space, ended, conditional), self.strokes), (Stop(environment), 1)]
 

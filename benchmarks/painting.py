@@ -1,0 +1,177 @@
+"""Strokes: do paintings keep what their goals show, and what does the S-agent draw by itself?
+
+Everything is drawn at temperature 1, from the policies alone: nothing is searched for.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import Job, Options, Row
+from fitting import train_goalgen
+from quality import quality
+from report import PICTURES
+from torch import Tensor
+
+from goalgen import rng
+from goalgen.bound import bound
+from goalgen.data import Splits, from_unit, to_unit
+from goalgen.families.strokes import Missing
+from goalgen.model import Model
+from goalgen.metrics.features import ClassifierFeatures
+from goalgen.pictures import save_png, tile
+
+SURE = 0.9
+"""Probability of a class from which on the judge counts as confident."""
+
+STROKES: dict[str, Any] = {"environment": "strokes", "horizon": 10, "start": "constant:0", "batch_size": 64}
+ON: dict[str, dict[str, Any]] = {"mnist": {}, "fashion_mnist": {"stroke_inks": "white white/0.5 black black/0.5"}, "avatars": {"horizon": 16, "start": "constant:255"}}
+"""What differs by data set."""
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "improved": {},
+    "gradient": {"stroke_learner": "gradient", "episodes_per_goal": 8},
+    "greedy": {"stroke_ahead": False},
+    "no S-agent": {"stroke_prior": 0.0},
+}
+"""Ways to learn: the improved policy, the policy gradient, without a look ahead, without the S-agent in the return."""
+
+COUNTS = (1, 2, 4, 8, 16)
+"""Strokes after which paintings are judged."""
+AT_ONCE, BLOCK = 250, 256
+SEARCHED, FEW = 256, 500
+"""Strokes that a greedy search chooses from, and images that it, and potrace, are tried on."""
+
+
+class Judge:
+    """The classifier whose features measure distances, asked for classes."""
+
+    def __init__(self, splits: Splits) -> None:
+        train = splits.train
+        assert train.labels is not None
+        self.features = ClassifierFeatures(
+            train.images, train.labels, train.levels, splits.name, train.fingerprint()
+        )
+        self.levels = train.levels
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Probabilities of classes, (N, classes), of images in grey levels."""
+        network = self.features._network
+        return torch.cat([network.out(torch.relu(network.raw(to_unit(part, self.levels)))).softmax(1) for part in images.split(500)])
+
+
+def judged(probabilities: Tensor) -> Row:
+    """Share of images of which the judge is sure, and entropy of the classes it sees, nats."""
+    sure, classes = probabilities.max(1)
+    share = classes.bincount(minlength=probabilities.shape[1]).double() / len(classes)
+    return {"confident": (sure > SURE).double().mean().item(), "class_entropy_nats": torch.special.entr(share).sum().item(),
+            "class_entropy_most_nats": math.log(probabilities.shape[1])}  # fmt: skip
+
+
+@torch.no_grad()
+def paintings(model: Model, splits: Splits) -> tuple[Tensor, Row]:
+    """The GC-agent's canvases of the test images after every step, (H + 1, N, C, height, width) in [-1, 1], and J."""
+    family, parts, bounds = model.family, [], []
+    for first in range(0, len(splits.test), AT_ONCE):
+        went = model.rollout(splits.test.images[first : first + AT_ONCE], seed=first)
+        bounds.append(bound(family, went).total)
+        parts.append(torch.stack([family.environment.canvas(state) for state in went.states]))
+    return torch.cat(parts, 1), {"nll_bound_nats": float(torch.cat(bounds).mean())}
+
+
+@torch.no_grad()
+def greedy(model: Model, goal: Tensor, strokes: int, seed: int) -> Tensor:
+    """Canvases after 0 .. ``strokes`` strokes, each the best of many that lie at random on missing ink: no network at all."""
+    family = model.family
+    environment, agents = family.environment, family
+    state = environment.initial(torch.full_like(goal, -1.0 if model.config.model.start == "constant:0" else 1.0))
+    canvases, order = [environment.canvas(state)], rng.generator(seed, "greedy search")
+    for h in range(strokes):
+        seen = agents.see(min(h, family.horizon - 1), state)
+        (proposer, _), _ = Missing(SEARCHED)(seen, goal, None)  # type: ignore[arg-type]
+        noise = environment.action_space.noise(SEARCHED * len(goal), order).unflatten(0, (SEARCHED, len(goal)))
+        actions = proposer.sample_many(noise)
+        change = environment.error_changes(state, goal, actions)
+        best, which = change.min(0)
+        action = actions[which, torch.arange(len(goal))]
+        after = environment.transition(seen.h, state, action)
+        state = torch.where((best < 0)[:, None], after, state)
+        canvases.append(environment.canvas(state))
+    return torch.stack(canvases)
+
+
+def traced(goal: Tensor, points: int) -> Tensor:
+    """Outlines by potrace with about so many points an image, filled in, as canvases: its tolerance is raised until so few are left."""
+    import io
+
+    import numpy as np
+    import potrace
+    import resvg_py
+    from PIL import Image
+
+    height, width = goal.shape[-2:]
+    drawn = []
+    for image in (goal.mean(1) + 1).mul(127.5).round().to(torch.uint8).numpy():
+        best = None
+        for tolerance in (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
+            curves = potrace.Bitmap(np.kron(image, np.ones((4, 4), np.uint8)) > 127).trace(opttolerance=tolerance, turdsize=8)
+            count = sum(2 if part.is_corner else 3 for curve in curves for part in curve.segments)
+            if best is None or abs(count - points) < abs(best[0] - points):
+                best = count, curves
+        path = []
+        for curve in best[1] if best else []:
+            path.append(f"M{curve.start_point.x},{curve.start_point.y}")
+            for part in curve.segments:
+                ends = (part.c, part.end_point) if part.is_corner else (part.c1, part.c2, part.end_point)
+                command = "L" if part.is_corner else "C"
+                path.append(command + " ".join(f"{at.x},{at.y}" for at in ends))
+            path.append("Z")
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {4 * width} {4 * height}" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#000"/><path d="{"".join(path)}" fill="#fff" fill-rule="evenodd"/></svg>'
+        picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("L")
+        drawn.append(torch.from_numpy(np.asarray(picture).copy()))
+    return torch.stack(drawn).unsqueeze(1).float() / 127.5 - 1
+
+
+def painting(job: Job, options: Options, folder: Path) -> Row:
+    """One painter: how near its paintings come with every stroke, and what the S-agent draws."""
+    settings = {**STROKES, **ON.get(options.data, {}), **VARIANTS[job["variant"]]}
+    model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
+    judge, goal = Judge(splits), to_unit(splits.test.images, splits.train.levels)
+    labels = splits.test.labels
+    assert labels is not None
+
+    def numbers(canvases: Tensor) -> Row:
+        right = judge(from_unit(canvases, splits.train.levels)).argmax(1) == labels
+        return {"squared_error": ((canvases - goal).square().mean() / 4).item(), "labels_kept": right.double().mean().item()}
+
+    canvases, row = paintings(model, splits)
+    after = [count for count in COUNTS if count < len(canvases)]
+    row |= {"paintings": numbers(canvases[-1]), "after": {str(n): numbers(canvases[n]) for n in after}}
+    drawn = torch.cat([model.sample(BLOCK, first=first).levels for first in range(0, len(goal), BLOCK)])[: len(goal)]
+    row |= {"samples": judged(judge(drawn)), "held_out": judged(judge(splits.test.images)), "judge_accuracy": numbers(goal)["labels_kept"]}
+    row |= {"quality": quality(drawn.split(BLOCK), len(goal), splits)}
+    steps = torch.stack(list(model.sample(BLOCK, seed=1).states)).flatten(2)
+    row["strokes_a_sample"] = (steps.diff(dim=0) != 0).any(-1).double().sum(0).mean().item()  # those that can be seen
+    if job["variant"] == "improved" and job["seed"] == 0:
+        few = slice(FEW)
+        searched = greedy(model, goal[few], max(COUNTS), seed=0)
+        row["greedy"] = {}
+        for n in COUNTS:
+            right = judge(from_unit(searched[n], splits.train.levels)).argmax(1) == labels[few]
+            row["greedy"][str(n)] = {"squared_error": ((searched[n] - goal[few]).square().mean() / 4).item(), "labels_kept": right.double().mean().item()}
+        if splits.test.images.shape[1] == 1:
+            row["potrace"] = {}
+            for n in COUNTS:  # a stroke has three points
+                outlines = traced(goal[few], 3 * n)
+                right = judge(from_unit(outlines, splits.train.levels)).argmax(1) == labels[few]
+                row["potrace"][str(n)] = {"squared_error": ((outlines - goal[few]).square().mean() / 4).item(), "labels_kept": right.double().mean().item()}
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        pairs = torch.stack([splits.test.images[:32], from_unit(canvases[-1, :32], splits.train.levels)], 1).flatten(0, 1)
+        save_png(tile(pairs, 8), PICTURES / f"{options.data}-paintings.png")
+        save_png(tile(drawn[:64], 8), PICTURES / f"{options.data}-strokes.png")
+    return {**went, "num_test": len(goal), "threads": torch.get_num_threads(), **row}
