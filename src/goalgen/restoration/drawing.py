@@ -215,6 +215,7 @@ class Restorer:
                     yield Restoration(waiting.popleft(), torch.stack(drawn[: how.num]))
                     del drawn[: how.num]
 
+    @torch.no_grad()
     def _block(self, rows: list[_Row], how: Drawing, path: Sequence[int]) -> list[Tensor]:
         """Draw for rows of one block, which the last of them fills: each (C, height, width) uint8, 0..255."""
         family = self.family
