@@ -467,6 +467,22 @@ def test_truths_are_found_in_subfolders_and_by_name(grey_inpainter, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_truth_of_another_size_is_resized_and_said(upscaler, tmp_path, capsys):
+    truth = saved(noise(16, 20), tmp_path / "truth" / "a.png")
+    small = saved(noise(2, 2), tmp_path / "a.png")
+    assert restore(upscaler, small, "--truth", truth.parent, "--out", tmp_path / "out") == 0
+    said = "2x2 enlarged to 8x8, truth of 16x20 resized to 8x8"
+    assert f"a.png: {said}" in capsys.readouterr().out
+    (each,) = record(tmp_path / "out")["restored"]
+    assert each["note"] == said
+    true = pixels(tmp_path / "out" / "a.truth.png")
+    assert each["psnr"] == pytest.approx(psnr_by_hand(pixels(tmp_path / "out" / "a.png"), true), abs=1e-6)
+    truth.write_bytes(truth.read_bytes()[:-40])
+    assert restore(upscaler, small, "--truth", truth.parent, "--out", tmp_path / "again") == 2
+    assert "a.png cannot be read as an image" in error_of(capsys)
+    assert not (tmp_path / "again").exists()
+
+
 def test_what_is_exact_is_infinitely_near_and_small_images_have_no_ssim():
     image = torch.from_numpy(noise(1, 5, 9))
     assert fidelity(image, image) == (None, None)

@@ -21,7 +21,7 @@ from goalgen.data.sets import image_digests
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.intake import Images, Picture, to_labels
-from goalgen.restoration.masks import MIDDLE, Mask, middle_of, named, read_masks
+from goalgen.restoration.masks import MIDDLE, Mask, Size, middle_of, named, read_masks
 from goalgen.restoration.reading import Damaged, Original, Reader, sources
 from goalgen.rollout import draw_noise, sample_rollout
 from goalgen.sampling import BLOCK
@@ -166,10 +166,12 @@ class Restorer:
             GoalgenError: see :func:`goalgen.restoration.masks.read_masks`; or a mask has another size than its image.
         """
         found: list[np.ndarray | None] = []
+        middles: dict[Size, np.ndarray] = {}  # one for all images of a size, however many these are
         for source, name, one in zip(given, names, read_masks(mask, len(given), self.reading.start), strict=True):
             if isinstance(one, str):
                 assert one == MIDDLE
-                found.append(middle_of(self.reading.trained, self.reading.size(source, name, None)))
+                size = self.reading.size(source, name, None)
+                found.append(middles.setdefault(size, middle_of(self.reading.trained, size)))
             else:
                 self.reading.size(source, name, one)
                 found.append(one)

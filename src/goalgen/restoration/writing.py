@@ -18,8 +18,9 @@ from goalgen.metrics.fidelity import Fidelity, fidelity
 from goalgen.outputs import OutputFolder
 from goalgen.pictures import save_png, tile
 from goalgen.restoration.drawing import Drawing, Moments, Restoration, Restorer, moments
-from goalgen.restoration.masks import Mask, Size
+from goalgen.restoration.masks import Mask, Size, in_words
 from goalgen.restoration.names import SHEET, Item, Truths
+from goalgen.restoration.reading import Damaged
 from goalgen.telling import Telling
 
 SHEET_ROWS, SHEET_DRAWS, SHEET_SIDE = 32, 4, 128
@@ -66,7 +67,8 @@ def write_restorations(
         for path, one in zip(paths, masks, strict=True):
             yield restorer.reading.read(path, str(path), one)
 
-    notes = [damaged.note for damaged in read()]  # whatever cannot be read is known before anything is written
+    # Whatever cannot be read is known before anything is written.
+    notes = [_noted(damaged, true.get(item.name)) for item, damaged in zip(items, read(), strict=True)]
     sizes = [restorer.reading.size(path, str(path), None) for path in paths[:SHEET_ROWS]]
     names = [name for item in items for name in item.names(how.num, item.name in true)] + [SHEET]
     untrue = [item.path.name for item in items if truths is not None and item.name not in true]
@@ -78,7 +80,7 @@ def write_restorations(
     with place.filling(names, about) as folder, Telling(len(items), title="restored") as work:
         for item, restoration in zip(items, drawn, strict=True):
             one = _File(item, restoration, true.get(item.name), folder)
-            record = one.write()
+            record = {**one.write(), "note": notes[len(records)]}
             if len(records) < SHEET_ROWS:
                 sheet.add(one)
             records.append(record)
@@ -87,6 +89,15 @@ def write_restorations(
             about |= {**_averages(records), "without_truth": untrue}
         save_png(sheet.picture(), folder / SHEET)
     return Written(list(items), notes, about, untrue)
+
+
+def _noted(damaged: Damaged, truth: Path | None) -> str:
+    """What is done to an image, and to its truth, in words."""
+    found = [damaged.note] if damaged.note else []
+    if truth is not None:
+        size = tuple(decode_image(truth).shape[1:])
+        found += [f"truth of {in_words(size)} resized to {in_words(damaged.size)}"] if size != damaged.size else []
+    return ", ".join(found)
 
 
 def _averages(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -116,7 +127,7 @@ class _File:
         names = iter(self.item.names(len(self.restoration.small), self.path is not None))
         found = moments(self._draws(names))
         record: dict[str, Any] = {
-            "file": str(self.item.path), "written": f"{self.item.name}.png", "note": self.restoration.damaged.note,
+            "file": str(self.item.path), "written": f"{self.item.name}.png",
             "size": list(self.restoration.damaged.size),
         }  # fmt: skip
         if len(self.restoration.small) > 1:
