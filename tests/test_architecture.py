@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, str]] = [
     ("figures", "figures"),
     (
         "metrics",
-        "metrics metrics.features metrics.images metrics.inception metrics.quality metrics.statistics",
+        "metrics metrics.features metrics.fidelity metrics.images metrics.inception metrics.quality metrics.statistics",
     ),
     ("config", "config"),
     (
@@ -69,6 +69,10 @@ LAYERS: list[tuple[str, str]] = [
     ),
     ("sample", "sampling"),
     ("intake", "intake"),
+    (
+        "restore",
+        "restoration restoration.drawing restoration.masks restoration.names restoration.reading restoration.writing",
+    ),
     ("model", "model"),
     ("evaluate", "evaluation"),
     ("plots", "plots"),

@@ -31,7 +31,7 @@ def size(path) -> tuple[int, int]:
 
 
 OPTIONS = {
-    "train": Config, "sample": cli.SampleOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions,
+    "train": Config, "sample": cli.SampleOptions, "restore": cli.RestoreOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions,
     "show": cli.ShowOptions, "plot": cli.PlotOptions,
     "demo": cli.DemoOptions,
 }  # fmt: skip
@@ -46,7 +46,7 @@ def test_help_of_a_command_names_every_option(command, capsys):
     names = setting_names(OPTIONS[command])
     assert len(names) >= (1 if command == "show" else 3)
     for name in names:
-        if name not in ("model", "images"):  # the positional arguments
+        if name not in ("model", "images", "files"):  # the positional arguments
             assert re.search(rf"--{name.replace('_', '-')}\b", text), name
 
 

@@ -36,7 +36,7 @@ PLANNED = "Planned: "
 FORBIDDEN = ("/home/", "/root/", "../shared")
 """Paths of the machine that something was written on."""
 
-OPTIONS = {"train": Config, "sample": cli.SampleOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions,
+OPTIONS = {"train": Config, "sample": cli.SampleOptions, "restore": cli.RestoreOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions,
            "show": cli.ShowOptions, "plot": cli.PlotOptions,
            "demo": cli.DemoOptions}  # fmt: skip
 FOREIGN_OPTIONS = {"--num_processes", "--multi_gpu", "--num_machines", "--version"}

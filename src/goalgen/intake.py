@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -131,3 +132,21 @@ def sample_labels(labels: Labels | None, num: int, first: int, classes: Sequence
     """Labels (num,) of the new images ``first`` and on: those given, one for all, or the classes in turn."""
     turns = (torch.arange(num) + first) % len(classes) if labels is None and classes else labels
     return to_labels(turns, num, classes)
+
+
+class Given(TypedDict, total=False):
+    """What may be said of images beside the images themselves."""
+
+    start: Begin
+    """initial state, see :meth:`goalgen.model.Model.start`; unset: the one trained with"""
+    names: Sequence[str] | None
+    """a name for each, for a start that is a folder paired by name"""
+    labels: Labels | None
+    """a label for each, of a model that is conditioned on labels: (N,) numbers of its classes, or their names"""
+
+
+class Asked(Given, total=False):
+    """... and whom to tell."""
+
+    each: Callable[[int], object] | None
+    """is told how many images are done, now and then"""

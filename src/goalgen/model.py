@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from goalgen.data.provenance import Provenance
 from goalgen.errors import GoalgenError
 from goalgen.family import Family
 from goalgen.hub import HubModel
-from goalgen.intake import Begin, Images, sample_labels, to_canvas, to_images, to_labels
+from goalgen.intake import Asked, Begin, Given, Images, sample_labels, to_canvas, to_images, to_labels
+from goalgen.restoration import Restorer, RestoringModel
 from goalgen.rollout import Trajectory, draw_noise, rollout
 from goalgen.sampling import Sampled, Wanted, draw_samples
 from goalgen.saved import check_device, check_place, find_model, load_saved, save_model
@@ -27,29 +28,15 @@ from goalgen.starts import ImageStart, Start, TensorStart, make_start, settled_s
 from goalgen.storage import one_line
 from goalgen.task import Task
 
+__all__ = ["Asked", "Given", "Model", "load"]
+
 CHUNK = 64
 """Goals that are reached for together."""
 
 
-class Given(TypedDict, total=False):
-    """What may be said of images beside the images themselves."""
-
-    start: Begin
-    """initial state, see :meth:`Model.start`; unset: the one trained with"""
-    names: Sequence[str] | None
-    """a name for each, for a start that is a folder paired by name"""
-    labels: Labels | None
-    """a label for each, of a model that is conditioned on labels: (N,) numbers of its classes, or their names"""
-
-
-class Asked(Given, total=False):
-    """... and whom to tell."""
-
-    each: Callable[[int], object] | None
-    """is told how many images are done, now and then"""
-
-
-class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
+class Model(
+    HubModel, RestoringModel, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]
+):
     """Both agents with their weights, and what is needed to use them.
 
     Attributes:
@@ -210,6 +197,10 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
             canvases,
         )  # fmt: skip
         return draw_samples(self.family, wanted, trained_start=self.config.model.start)
+
+    def restorer(self) -> Restorer:
+        """What restores images, see :meth:`restore`. Raises :class:`GoalgenError` where the model was not trained to."""
+        return Restorer.of(self.family, self.config, self.classes, self.facts.get("paired") is True)
 
     # -- the GC-agent ----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The command line: goalgen train | sample | vectorize | evaluate | show | plot | demo."""
+"""The command line: goalgen train | sample | restore | vectorize | evaluate | show | plot | demo."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from goalgen.cli.commands import run_demo, run_evaluate, run_plot, run_show, run_train
-from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, SampleOptions, ShowOptions, VectorizeOptions
-from goalgen.cli.samples import run_sample, run_vectorize
+from goalgen.cli.options import (
+    DemoOptions,
+    EvaluateOptions,
+    PlotOptions,
+    RestoreOptions,
+    SampleOptions,
+    ShowOptions,
+    VectorizeOptions,
+)
+from goalgen.cli.samples import run_restore, run_sample, run_vectorize
 from goalgen.errors import GoalgenError, as_line
 
 __all__ = [
     "DemoOptions",
     "EvaluateOptions",
     "PlotOptions",
+    "RestoreOptions",
     "SampleOptions",
     "ShowOptions",
     "VectorizeOptions",
@@ -28,6 +37,7 @@ USAGE = """goalgen: generative models learned with goal-conditioned reinforcemen
   goalgen demo                             train on the digits, sample, evaluate: two minutes and a half
   goalgen train --data SRC --out DIR       train; the same command again resumes
   goalgen sample DIR --out PATH            draw new images
+  goalgen restore DIR FILES... --out PATH  undo the damage that a model was trained to undo
   goalgen vectorize DIR IMAGES... --out PATH  paint given images in strokes, as SVG
   goalgen evaluate DIR                     bound, quality, diversity, each beside its held-out reference
   goalgen show DIR                         what a model is: its kind, its data, its classes
@@ -39,6 +49,7 @@ USAGE = """goalgen: generative models learned with goal-conditioned reinforcemen
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "sample": run_sample,
+    "restore": run_restore,
     "vectorize": run_vectorize,
     "evaluate": run_evaluate,
     "show": run_show,

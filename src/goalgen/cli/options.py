@@ -102,6 +102,35 @@ class VectorizeOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class RestoreOptions(ModelOptions):
+    """Restore damaged images with a model that was trained to, such as with --start downsample:4 or --start mask:0.5."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Damaged image files, or folders of them, of any size and mode: resized to the model's images, and back."""
+    out: Path = Path("restored")
+    """Folder for the restorations, PNGs called as their files: a new one, or an empty one."""
+    force: bool = False
+    """Replace the restorations that the folder holds; files that goalgen did not write are never touched."""
+    num: int = 1
+    """Draws of each file. Of several, NAME.png is the first, NAME.2.png the second and so on, NAME.mean.png their mean and
+    NAME.spread.png their standard deviation: black where they agree."""
+    seed: int = 0
+    """Draw j of a file depends on the seed, on the image and on j only."""
+    mask: str | None = None
+    """What is missing, for a model that fills that in: a picture of the size of the files, white where a pixel is missing and
+    black where it is known and kept; or "middle", the rectangle that the model was trained with. Unset: what is transparent."""
+    truth: Path | None = None
+    """Folder of the undamaged images under the same names: PSNR and SSIM are measured, and the truth is written beside as
+    NAME.truth.png."""
+    label: str | None = None
+    """Class of all files, by name or number (see `goalgen show`), for a model trained with --condition label."""
+    temperature: float = 1.0
+    """Below 1 keeps to likelier actions."""
+    steps: int | None = None
+    """Actions to take, where the model can skip steps (fixed bridge); unset: all it was trained with."""
+
+
+@dataclass(frozen=True)
 class EvaluateOptions(ModelOptions):
     """Measure a model on held-out images."""
 

@@ -1,4 +1,4 @@
-"""The commands that draw: new images, and given ones in strokes."""
+"""The commands that draw: new images, damaged ones restored, and given ones in strokes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from goalgen.cli.options import SampleOptions, VectorizeOptions
+from goalgen.cli.options import RestoreOptions, SampleOptions, VectorizeOptions
 from goalgen.cli.parsing import parse
-from goalgen.errors import GoalgenError
+from goalgen.errors import GoalgenError, as_line
 
 
 def run_sample(arguments: Sequence[str]) -> int:
@@ -99,6 +99,35 @@ def _keep_svg(files: list[dict[str, bytes]], wanted: bool, model: str) -> None:
     for each in files:
         for name in [name for name in each if name.endswith(".svg") and not wanted]:
             del each[name]
+
+
+def run_restore(arguments: Sequence[str]) -> int:
+    """goalgen restore"""
+    options = parse(RestoreOptions, "restore", arguments)
+
+    from goalgen.outputs import OutputFolder
+    from goalgen.restoration.drawing import Drawing
+    from goalgen.restoration.names import Truths, find_items
+    from goalgen.restoration.writing import told, write_restorations
+
+    place = OutputFolder(options.out, "restore.json", "restorations", force=options.force)
+    if not options.files:
+        raise GoalgenError("no files were given: goalgen restore DIR FILES...")
+    if options.num < 1:
+        raise GoalgenError(f"--num must be at least 1, not {options.num}")
+    model = options.load()
+    restorer = model.restorer()
+    truths = None if options.truth is None else Truths(options.truth)
+    items = find_items(options.files, options.out, options.num, truths is not None)
+    facts = {
+        "model": options.model, "start": model.config.model.start, "weights": model.weights, "step": model.facts.get("step"),
+        "mask": options.mask, "label": options.label,
+    }  # fmt: skip
+    how = Drawing(options.num, options.seed, options.temperature, options.steps)
+    written = write_restorations(restorer, items, options.mask, place, how, options.label, truths, facts)
+    for line in told(written, options.out):
+        print(as_line(line))
+    return 0
 
 
 def run_vectorize(arguments: Sequence[str]) -> int:

@@ -13,10 +13,10 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from goalgen.data.formats import EXTENSIONS, Opened, formats, is_garbled, open_file
-from goalgen.data.pixels import flatten, look
+from goalgen.data.pixels import as_stored, flatten, look
 from goalgen.errors import GoalgenError
 
-__all__ = ["EXTENSIONS", "ImageLike", "decode_image", "inspect_image", "parse_colour"]
+__all__ = ["EXTENSIONS", "ImageLike", "decode_image", "inspect_image", "parse_colour", "stored_pixels"]
 
 ImageLike = str | Path | bytes | Image.Image
 
@@ -102,6 +102,24 @@ def decode_image(
         if image_size is not None and (flat.height, flat.width) != tuple(image_size):
             flat = _resize(flat, image_size, fit, colour)
     return torch.from_numpy(np.array(flat)[None] if grey else _channels_first(flat))
+
+
+def stored_pixels(source: ImageLike, name: str | None = None) -> np.ndarray:
+    """Return the pixels of an image with its transparency, (height, width, C): grey, grey and alpha, RGB, or RGBA.
+
+    They are uint8, and uint16 of opaque grey of 16 bits. The same images are read as by :func:`decode_image`, and turned alike.
+
+    Raises:
+        GoalgenError: the image cannot be read.
+    """
+    with _reading(source, name) as opened:
+        image, orientation, stored = opened.image, _orientation(opened.image), look(opened)
+        image.load()
+        found = as_stored(image, stored)
+        if orientation in _TRANSPOSE:
+            found = found.transpose(_TRANSPOSE[orientation])
+        pixels = np.array(found)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _channels_first(image: Image.Image) -> np.ndarray:

@@ -12,6 +12,8 @@ from goalgen.errors import GoalgenError
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _ALPHA_MODES = ("LA", "PA", "RGBA", "RGBa")
+_MOST = 65535
+"""White in 16 bits."""
 _BAND = 2**22
 """Pixels that are worked on at a time, so that a large image needs little more memory than itself."""
 
@@ -68,6 +70,31 @@ def flatten(image: Image.Image, stored: Stored, background: Colour) -> Image.Ima
 
     16 bits of grey are scaled by 255/65535 and rounded; of colour, the upper 8 are taken.
     """
+    image = _in_bytes(image, stored)
+    if _has_alpha(image):
+        return _over(image, background)
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def as_stored(image: Image.Image, stored: Stored) -> Image.Image:
+    """Return an image with its transparency, and in 16 bits where it is grey of 16 bits and opaque: mode L, LA, RGB, RGBA or I;16.
+
+    The pixels are those that :func:`flatten` would lay over a background.
+    """
+    if image.mode.startswith("I") and stored.most == _MOST and not isinstance(image.info.get("transparency"), int):
+        values = np.asarray(image).astype(np.int64).clip(0, _MOST)
+        return Image.fromarray((_MOST - values if stored.negative else values).astype(np.uint16))
+    image = _in_bytes(image, stored)
+    grey = image.mode in ("1", "L", "LA")
+    return image.convert(("LA" if grey else "RGBA") if _has_alpha(image) else ("L" if grey else "RGB"))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
+
+
+def _in_bytes(image: Image.Image, stored: Stored) -> Image.Image:
+    """Return an image in 8 bits; grey that has a transparent level has it as alpha."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -81,9 +108,7 @@ def flatten(image: Image.Image, stored: Stored, background: Colour) -> Image.Ima
         image = Image.merge("LA", (grey, grey.point([0 if v == level else 255 for v in range(256)])))
     elif image.mode == "La":
         image = image.convert("LA")
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        return _over(image, background)
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return image
 
 
 def _eight_bits(values: np.ndarray, most: int, negative: bool) -> np.ndarray:

@@ -87,13 +87,17 @@ def _make(kind: str, spec: str, parameter: str, shape: Shape, mean: Tensor | Non
                 raise GoalgenError(
                     "the start 'grey' needs RGB images: these are grey, nothing to colourise; choose another"
                 )
-            return GoalStart(spec, shape, grey)
+            return GoalStart(spec, shape, grey, steady=True)
         case "blur":
             return GoalStart(spec, shape, partial(blur, sigma=number(1.0, 0, max(shape[1:]))))
         case "downsample":
-            return GoalStart(spec, shape, partial(downsample, factor=number(2.0, 1, max(2, *shape[1:]))))
+            factor = number(2.0, 1, max(2, *shape[1:]))
+            small = small_size(shape[1], shape[2], factor)
+            return GoalStart(spec, shape, partial(downsample, factor=factor), small=small)
         case "mask":
-            return GoalStart(spec, shape, partial(mask, fraction=number(0.5, 0, 1)))
+            fraction = number(0.5, 0, 1)
+            hidden = middle(shape[1], shape[2], fraction)
+            return GoalStart(spec, shape, partial(mask, fraction=fraction), hidden=hidden)
         case _:
             return GoalStart(spec, shape, edges)
 
@@ -136,19 +140,37 @@ def blur(goals: Tensor, sigma: float) -> Tensor:
 def downsample(goals: Tensor, factor: float) -> Tensor:
     """Return images averaged over blocks of about ``factor`` pixels and enlarged again by repetition."""
     height, width = goals.shape[-2:]
-    small = (max(1, round(height / factor)), max(1, round(width / factor)))
-    averaged = F.interpolate(goals, size=small, mode="area")
-    return F.interpolate(averaged, size=(height, width), mode="nearest")
+    averaged = F.interpolate(goals, size=small_size(height, width, factor), mode="area")
+    return enlarge(averaged, (height, width))
+
+
+def small_size(height: int, width: int, factor: float) -> tuple[int, int]:
+    """Return the (height, width) of images that :func:`downsample` has averaged, and not enlarged again."""
+    return max(1, round(height / factor)), max(1, round(width / factor))
+
+
+def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return images enlarged to ``size`` (height, width) by repetition."""
+    return F.interpolate(images, size=size, mode="nearest")
+
+
+HIDDEN = 0.0
+"""What is seen of a pixel that is hidden: mid-grey."""
 
 
 def mask(goals: Tensor, fraction: float) -> Tensor:
     """Return images with a centred rectangle of about ``fraction`` of their area set to mid-grey (0)."""
-    height, width = goals.shape[-2:]
+    hidden = middle(goals.shape[-2], goals.shape[-1], fraction)
+    return goals.masked_fill(hidden.to(goals.device), HIDDEN)
+
+
+def middle(height: int, width: int, fraction: float) -> Tensor:
+    """Return where a centred rectangle of about ``fraction`` of the area lies, bool (height, width)."""
     rows, columns = max(1, round(height * math.sqrt(fraction))), max(1, round(width * math.sqrt(fraction)))
     top, left = (height - rows) // 2, (width - columns) // 2
-    masked = goals.clone()
-    masked[..., top : top + rows, left : left + columns] = 0
-    return masked
+    inside = torch.zeros(height, width, dtype=torch.bool)
+    inside[top : top + rows, left : left + columns] = True
+    return inside
 
 
 def edges(goals: Tensor) -> Tensor:
@@ -163,4 +185,15 @@ def edges(goals: Tensor) -> Tensor:
     return (torch.hypot(gradient_x, gradient_y) / 8).clamp(0, 1) * 2 - 1
 
 
-__all__ = ["FolderStart", "ImageStart", "Start", "TensorStart", "blur", "make_start", "settled_start"]
+__all__ = [
+    "HIDDEN",
+    "FolderStart",
+    "GoalStart",
+    "ImageStart",
+    "Start",
+    "TensorStart",
+    "blur",
+    "enlarge",
+    "make_start",
+    "settled_start",
+]

@@ -123,9 +123,15 @@ class ImageStart(Start):
 
 @dataclass(repr=False, eq=False)
 class GoalStart(Start):
-    """States that are a function of the goals."""
+    """States that are a function of the goals: the goals, damaged."""
 
     function: Callable[[Tensor], Tensor]
+    steady: bool = False
+    """what it has damaged it leaves as it is, so that images that are damaged already may pass through it"""
+    hidden: Tensor | None = None
+    """(height, width) bool: the pixels that it hides, where it leaves all others as they are"""
+    small: tuple[int, int] | None = None
+    """(height, width) of the smaller images that its states are enlargements of"""
     needs_goal = True
 
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:

@@ -274,6 +274,7 @@ class Trainer:
                 "seconds": round(self.progress.seconds, 3),
                 "validation_bits_per_dim": bits,
                 "label_names": list(self.classes or self.data.label_names or ()) or None,
+                "paired": self.batches.names is not None,
             }
             save_model(self.config.out / name, self.config, self.ema.module, self.family, image, facts, self.provenance)
 
