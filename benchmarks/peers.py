@@ -155,16 +155,10 @@ class Diffusion(Peer):
 class FlowMatching(Peer):
     """Conditional flow matching (Lipman et al. 2023; Tong et al. 2024), by Euler's or Heun's method.
 
-    Times are logit-normal (Esser et al. 2024). Each sampler comes with guesses clamped to the range of images, too: at every step
-    the image that the velocity points at, as diffusers' samplers do it.
+    Times are logit-normal (Esser et al. 2024).
     """
 
-    samplers = (
-        "flow matching, Euler",
-        "flow matching, Heun",
-        "flow matching, Euler, clamped",
-        "flow matching, Heun, clamped",
-    )
+    samplers: tuple[str, ...] = ("flow matching, Euler", "flow matching, Heun")
 
     def __init__(self, spec: NetworkSpec, plain: bool = False) -> None:
         super().__init__(spec)
