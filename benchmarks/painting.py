@@ -20,15 +20,19 @@ from goalgen import rng
 from goalgen.bound import bound
 from goalgen.data import Splits, from_unit, to_unit
 from goalgen.families.strokes import Missing
-from goalgen.model import Model
 from goalgen.metrics.features import ClassifierFeatures
+from goalgen.model import Model
 from goalgen.pictures import save_png, tile
 
 SURE = 0.9
 """Probability of a class from which on the judge counts as confident."""
 
 STROKES: dict[str, Any] = {"environment": "strokes", "horizon": 10, "start": "constant:0", "batch_size": 64}
-ON: dict[str, dict[str, Any]] = {"mnist": {}, "fashion_mnist": {"stroke_inks": "white white/0.5 black black/0.5"}, "avatars": {"horizon": 16, "start": "constant:255"}}
+ON: dict[str, dict[str, Any]] = {
+    "mnist": {},
+    "fashion_mnist": {"stroke_inks": "white white/0.5 black black/0.5"},
+    "avatars": {"horizon": 16, "start": "constant:1"},
+}
 """What differs by data set."""
 
 
@@ -37,8 +41,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradient": {"stroke_learner": "gradient", "episodes_per_goal": 8},
     "greedy": {"stroke_ahead": False},
     "no S-agent": {"stroke_prior": 0.0},
+    "hindsight": {"stroke_hindsight": 0.3},
 }
-"""Ways to learn: the improved policy, the policy gradient, without a look ahead, without the S-agent in the return."""
+"""Ways to learn: the improved policy, the policy gradient, without a look ahead, without the S-agent in the return, with
+reached canvases as goals."""
 
 COUNTS = (1, 2, 4, 8, 16)
 """Strokes after which paintings are judged."""
@@ -53,16 +59,16 @@ class Judge:
     def __init__(self, splits: Splits) -> None:
         train = splits.train
         assert train.labels is not None
-        self.features = ClassifierFeatures(
-            train.images, train.labels, train.levels, splits.name, train.fingerprint()
-        )
+        self.features = ClassifierFeatures(train.images, train.labels, train.levels, splits.name, train.fingerprint())
         self.levels = train.levels
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Probabilities of classes, (N, classes), of images in grey levels."""
         network = self.features._network
-        return torch.cat([network.out(torch.relu(network.raw(to_unit(part, self.levels)))).softmax(1) for part in images.split(500)])
+        return torch.cat(
+            [network.out(torch.relu(network.raw(to_unit(part, self.levels)))).softmax(1) for part in images.split(500)]
+        )
 
 
 def judged(probabilities: Tensor) -> Row:
@@ -85,14 +91,13 @@ def paintings(model: Model, splits: Splits) -> tuple[Tensor, Row]:
 
 
 @torch.no_grad()
-def greedy(model: Model, goal: Tensor, strokes: int, seed: int) -> Tensor:
+def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -> Tensor:
     """Canvases after 0 .. ``strokes`` strokes, each the best of many that lie at random on missing ink: no network at all."""
-    family = model.family
-    environment, agents = family.environment, family
-    state = environment.initial(torch.full_like(goal, -1.0 if model.config.model.start == "constant:0" else 1.0))
+    agents, environment = model.family, model.family.environment
+    state = environment.initial(start)
     canvases, order = [environment.canvas(state)], rng.generator(seed, "greedy search")
     for h in range(strokes):
-        seen = agents.see(min(h, family.horizon - 1), state)
+        seen = agents.see(min(h, agents.horizon - 1), state)
         (proposer, _), _ = Missing(SEARCHED)(seen, goal, None)  # type: ignore[arg-type]
         noise = environment.action_space.noise(SEARCHED * len(goal), order).unflatten(0, (SEARCHED, len(goal)))
         actions = proposer.sample_many(noise)
@@ -119,7 +124,9 @@ def traced(goal: Tensor, points: int) -> Tensor:
     for image in (goal.mean(1) + 1).mul(127.5).round().to(torch.uint8).numpy():
         best = None
         for tolerance in (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
-            curves = potrace.Bitmap(np.kron(image, np.ones((4, 4), np.uint8)) > 127).trace(opttolerance=tolerance, turdsize=8)
+            curves = potrace.Bitmap(np.kron(image, np.ones((4, 4), np.uint8)) > 127).trace(
+                opttolerance=tolerance, turdsize=8
+            )
             count = sum(2 if part.is_corner else 3 for curve in curves for part in curve.segments)
             if best is None or abs(count - points) < abs(best[0] - points):
                 best = count, curves
@@ -147,31 +154,46 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
 
     def numbers(canvases: Tensor) -> Row:
         right = judge(from_unit(canvases, splits.train.levels)).argmax(1) == labels
-        return {"squared_error": ((canvases - goal).square().mean() / 4).item(), "labels_kept": right.double().mean().item()}
+        return {
+            "squared_error": ((canvases - goal).square().mean() / 4).item(),
+            "labels_kept": right.double().mean().item(),
+        }
 
     canvases, row = paintings(model, splits)
     after = [count for count in COUNTS if count < len(canvases)]
     row |= {"paintings": numbers(canvases[-1]), "after": {str(n): numbers(canvases[n]) for n in after}}
     drawn = torch.cat([model.sample(BLOCK, first=first).levels for first in range(0, len(goal), BLOCK)])[: len(goal)]
-    row |= {"samples": judged(judge(drawn)), "held_out": judged(judge(splits.test.images)), "judge_accuracy": numbers(goal)["labels_kept"]}
+    row |= {
+        "samples": judged(judge(drawn)),
+        "held_out": judged(judge(splits.test.images)),
+        "judge_accuracy": numbers(goal)["labels_kept"],
+    }
     row |= {"quality": quality(drawn.split(BLOCK), len(goal), splits)}
     steps = torch.stack(list(model.sample(BLOCK, seed=1).states)).flatten(2)
     row["strokes_a_sample"] = (steps.diff(dim=0) != 0).any(-1).double().sum(0).mean().item()  # those that can be seen
     if job["variant"] == "improved" and job["seed"] == 0:
         few = slice(FEW)
-        searched = greedy(model, goal[few], max(COUNTS), seed=0)
+        searched = greedy(model, canvases[0, few], goal[few], max(COUNTS), seed=0)
         row["greedy"] = {}
         for n in COUNTS:
             right = judge(from_unit(searched[n], splits.train.levels)).argmax(1) == labels[few]
-            row["greedy"][str(n)] = {"squared_error": ((searched[n] - goal[few]).square().mean() / 4).item(), "labels_kept": right.double().mean().item()}
+            row["greedy"][str(n)] = {
+                "squared_error": ((searched[n] - goal[few]).square().mean() / 4).item(),
+                "labels_kept": right.double().mean().item(),
+            }
         if splits.test.images.shape[1] == 1:
             row["potrace"] = {}
             for n in COUNTS:  # a stroke has three points
                 outlines = traced(goal[few], 3 * n)
                 right = judge(from_unit(outlines, splits.train.levels)).argmax(1) == labels[few]
-                row["potrace"][str(n)] = {"squared_error": ((outlines - goal[few]).square().mean() / 4).item(), "labels_kept": right.double().mean().item()}
+                row["potrace"][str(n)] = {
+                    "squared_error": ((outlines - goal[few]).square().mean() / 4).item(),
+                    "labels_kept": right.double().mean().item(),
+                }
         PICTURES.mkdir(parents=True, exist_ok=True)
-        pairs = torch.stack([splits.test.images[:32], from_unit(canvases[-1, :32], splits.train.levels)], 1).flatten(0, 1)
+        pairs = torch.stack([splits.test.images[:32], from_unit(canvases[-1, :32], splits.train.levels)], 1).flatten(
+            0, 1
+        )
         save_png(tile(pairs, 8), PICTURES / f"{options.data}-paintings.png")
         save_png(tile(drawn[:64], 8), PICTURES / f"{options.data}-strokes.png")
     return {**went, "num_test": len(goal), "threads": torch.get_num_threads(), **row}

@@ -142,3 +142,39 @@ def test_no_gradient_passes_through_the_world():
     decision = agents.s_agent.decide(seen)
     ahead = judge.look(agents, seen, GOALS, decision, torch.zeros(2, 3, 2, dtype=torch.int64))
     assert not ahead.requires_grad or torch.autograd.grad(ahead.sum(), state, allow_unused=True)[0] is None
+
+
+def test_in_hindsight_what_was_reached_was_the_goal():
+    """The loss is that of one episode in four, told its own last canvas; it reaches the GC-agent alone, and vanishes at weight 0."""
+    from dataclasses import replace
+
+    agents, judge, task, _, _ = world()
+    with torch.no_grad():
+        for parameter in agents.gc_agent.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    search, many = Search(own=4, others=4), task.repeat(4)
+    generator = torch.Generator().manual_seed(0)
+    noise = draw_noise(agents.environment, len(many), generator)
+    draws = draw_search(agents.environment, len(many), search, generator)
+    without = learn_improved(agents, judge, many, noise, draws, search).loss
+    seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def watched(told: Seen, goal: Tensor, decision):
+        seen.append((told.step, told.state, goal))
+        return type(agents.gc_agent).policy(agents.gc_agent, told, goal, decision)
+
+    agents.gc_agent.policy = watched
+    loss = learn_improved(agents, judge, many, noise, draws, replace(search, hindsight=0.5)).loss
+    (first,) = torch.autograd.grad(loss - without.detach(), agents.gc_agent.tables.first, retain_graph=True)
+    hindsight = [(step, state, goal) for step, state, goal in seen if len(state) < len(many) / 2]
+    assert {step for step, _, _ in hindsight} == {0, 1}
+    reached = agents.environment.canvas(hindsight[0][1])
+    assert not torch.equal(hindsight[0][2], many.goal[3::4])
+    assert hindsight[0][2].shape == reached.shape
+    assert loss > without
+    assert first.abs().sum() > 0
+    with_p = torch.autograd.grad(loss, agents.s_agent.tables.first)[0]
+    agents.gc_agent.policy = lambda *a: type(agents.gc_agent).policy(agents.gc_agent, *a)
+    plain = learn_improved(agents, judge, many, noise, draws, search).loss
+    assert torch.allclose(with_p, torch.autograd.grad(plain, agents.s_agent.tables.first)[0])
+    assert torch.allclose(plain, without)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from goalgen.task import Task
 
 ALONE = 8
 """One episode in so many is the GC-agent's own from the first step to the last: of these J is reported, without bias."""
+
+RELABELLED = 4
+"""One episode in so many is learned from once more in hindsight, where that is asked for."""
 
 TOLERANCE = 5.0
 """Errors of values up to so many nats count by their square, larger ones by their size."""
@@ -68,6 +71,8 @@ class Search:
     """of the improvement: 1 is equation 6; near 0 only the best candidate counts"""
     prior: float = 1.0
     """weight of log p in it: 1 is equation 6; at 0 the GC-agent pays no heed to the S-agent"""
+    hindsight: float = 0.0
+    """weight of what is learned of episodes told, as their goal, the canvas that they reached; 0: nothing"""
 
     @property
     def count(self) -> int:
@@ -125,7 +130,7 @@ def learn_improved(
     alone = torch.arange(batch, device=device) % ALONE == 0
     state = agents.environment.initial(task.start)
     kl, log_ratio = state.new_zeros(horizon, batch), state.new_zeros(horizon, batch)
-    fits, sizes, visits = [], [], []
+    fits, sizes, visits, done = [], [], [], []
     for h in range(horizon):
         live = (~agents.environment.ended(state)).nonzero()[:, 0]
         if not len(live):
@@ -143,6 +148,7 @@ def learn_improved(
             action = torch.where(_like(searched, own), chosen, own)
             log_ratio[h, live] = torch.where(searched, value - worth, p.log_prob(own) - q.log_prob(own))
             kl[h, live] = q.kl_along(p, own)
+            done.append((h, live, state, action))
             state = state.index_copy(0, live, advance(seen, action, decision.offer))
             sizes.append(1 / log_weight.exp().square().sum(0))
             targets, weight = _targets(actions, log_weight, draws["choice"][h][live, 2], search.fitted)
@@ -153,8 +159,33 @@ def learn_improved(
         paid = judge.value(agents.see(horizon, state, task.label, memory=task.memory), task.goal)
     value_error, error = fit_values(visits, log_ratio, paid)
     loss = reconstruction.mean() + torch.stack(fits).sum() / batch + value_error
+    if search.hindsight:
+        loss = loss + search.hindsight * hindsight_loss(agents, task, done, agents.environment.canvas(state))
     info = {"candidates_that_count": torch.cat(sizes).mean(), "value_error_nats": error}
     return Learned(loss, Bound(reconstruction[alone].detach(), kl[:, alone].detach()), info)
+
+
+def hindsight_loss(
+    agents: Agents, task: Task, done: list[tuple[int, Tensor, Tensor, Tensor]], reached: Tensor
+) -> Tensor:
+    """-log q of what was done, told the canvas reached as the goal, nats an episode (Andrychowicz et al. 2017).
+
+    It is no part of J: it teaches the GC-agent how canvases come about that its goals do not show yet.
+
+    Args:
+        done: of every step: h, rows that were not over, the states of all (B, ...), actions of these rows.
+        reached: (B, C, height, width).
+    """
+    chosen = torch.arange(len(task), device=reached.device) % RELABELLED == RELABELLED - 1
+    again, losses = replace(task, goals=reached), [reached.new_zeros(())]
+    for h, live, state, action in done:
+        rows = live[chosen[live]]
+        if len(rows):
+            seen, goal = _rows(agents, h, state, again, rows)
+            with torch.no_grad():
+                decision = agents.s_agent.decide(seen)
+            losses.append(-agents.gc_agent.policy(seen, goal, decision).log_prob(action[chosen[live]]).sum())
+    return torch.stack(losses).sum() / chosen.sum().clamp(min=1)
 
 
 def _candidates(

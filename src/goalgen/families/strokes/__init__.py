@@ -71,6 +71,8 @@ class StrokesSettings(config.Settings):
     """The GC-agent learns what later strokes will bring; without, it looks one stroke ahead."""
     stroke_prior: float = config.of_training(1.0)
     """Weight of the S-agent's policy in what the GC-agent is paid; 0: it draws as if it need not be foretold."""
+    stroke_hindsight: float = config.of_training(0.0)
+    """Weight of what the GC-agent learns, of every fourth drawing, as if what came out had been its goal; only "improved"."""
 
 
 class Strokes(Family):
@@ -107,6 +109,8 @@ class Strokes(Family):
             raise GoalgenError(
                 f"--stroke-bends must be odd, so that a stroke may be straight, not {settings.stroke_bends}"
             )
+        if settings.stroke_hindsight < 0:
+            raise GoalgenError(f"--stroke-hindsight must be at least 0, not {settings.stroke_hindsight:g}")
         if settings.stroke_thickest < settings.stroke_thinnest:
             raise GoalgenError(
                 f"--stroke-thickest {settings.stroke_thickest:g} is below --stroke-thinnest {settings.stroke_thinnest:g}"
@@ -128,8 +132,9 @@ class Strokes(Family):
         random = max(2, settings.stroke_candidates // 3)
         own = settings.stroke_candidates - others - random
         return Search(
-            own, others, Missing(random - 1), random, FITTED, settings.stroke_search, prior=settings.stroke_prior
-        )
+            own, others, Missing(random - 1), random, FITTED, settings.stroke_search, prior=settings.stroke_prior,
+            hindsight=settings.stroke_hindsight,
+        )  # fmt: skip
 
     def draw(self, batch: int, streams: Streams) -> Draws:
         """Noise of an episode (H, batch, 5), and what the search needs: (H, batch, K, 5) and (H, batch, 3)."""
