@@ -190,6 +190,32 @@ def zoo() -> str:
     return fill("zoo", rows, about=about(results, "zoo")) if rows else ""
 
 
+def strokes(data: str, title: str) -> str:
+    """What painters keep of their goals, what is drawn without any, and the curve by strokes."""
+    results = read(f"strokes_{data}")
+    if not results["rows"]:
+        return ""
+    rows = []
+    for variant in dict.fromkeys(row["variant"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["variant"] == variant]
+        rows.append({
+            "variant": variant, "steps": cell((r["steps"] for r in mine), 0), "bound": cell((r["nll_bound_nats"] for r in mine), 1),
+            "error": cell((r["paintings"]["squared_error"] for r in mine), 4), "kept": cell((r["paintings"]["labels_kept"] for r in mine), 3),
+            "sure": cell((r["samples"]["confident"] for r in mine), 3), "entropy": cell((r["samples"]["class_entropy_nats"] for r in mine), 2),
+            "distance": cell((r["quality"]["frechet_distance"] for r in mine), 2), "nearest": cell((r["quality"]["nearest_train_distance"] for r in mine), 3),
+        })  # fmt: skip
+    first = next((row for row in results["rows"] if "greedy" in row), results["rows"][0])
+    ways = {"painted": first["after"], "greedy search": first.get("greedy", {}), "potrace": first.get("potrace", {})}
+    counts = list(dict.fromkeys(n for way in ways.values() for n in way))
+    curve = table(
+        ["strokes", *counts],
+        [[way, *(f"{at[n]['squared_error']:.4f}, {at[n]['labels_kept']:.3f}" if n in at else "" for n in counts)]
+         for way, at in ways.items() if at],
+    )  # fmt: skip
+    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, seconds=results["seconds"],
+                seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
+
+
 def likelihood(name: str, title: str) -> str:
     results = read(f"likelihood_{name}")
     rows: Rows = results["rows"]
@@ -320,7 +346,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("strokes", NAMES, strokes), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip
