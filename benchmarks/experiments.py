@@ -19,7 +19,7 @@ from contenders import RUNS, SETUPS, Contender, Job, Options, Row
 from contest import compare
 from fitting import train_goalgen
 from folders import FOLDERS, folder
-from painting import VARIANTS, painting
+from painting import STROKES, VARIANTS, painting
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 
@@ -92,20 +92,35 @@ def defaults(job: Job, options: Options, folder: Path) -> Row:
     )(job, options, folder)
 
 
-ZOO = {"digits": ("digits", 120.0, "demo/0", "digits"),
-       "fashion_mnist": (None, 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
-       "avatars": (None, 1200.0, "defaults_avatars/all", "avatars")}  # fmt: skip
-"""Preset, seconds, run to take as it is if it is there, and where anybody finds the data."""
+@dataclass(frozen=True)
+class Shipped:
+    """A model that comes with the package."""
+
+    data: str
+    seconds: float
+    there: str
+    """run to take as it is, if it is there"""
+    source: str
+    """where anybody finds the data"""
+    preset: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+ZOO = {
+    "digits": Shipped("digits", 120.0, "demo/0", "digits", "digits"),
+    "fashion_mnist": Shipped("fashion_mnist", 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
+    "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars"),
+    "mnist_strokes": Shipped("mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=STROKES),
+}
 
 
 def zoo(job: Job, options: Options, folder: Path) -> Row:
     """A model that comes with the package: trained, shrunk to half precision, and measured as it is shipped."""
-    name = job["name"]
-    preset, seconds, there, source = ZOO[name]
-    run = RUNS / there / "run" if (RUNS / there / "run" / "best").is_dir() else folder / "run"
-    options = dataclasses.replace(options, data=name, seconds=options.seconds or seconds)
-    model, splits, went = train_goalgen(run, options, 0, {}, preset)
-    data = dataclasses.replace(model.config.data, data=source)
+    name, made = job["name"], ZOO[job["name"]]
+    run = RUNS / made.there / "run" if (RUNS / made.there / "run" / "best").is_dir() else folder / "run"
+    options = dataclasses.replace(options, data=made.data, seconds=options.seconds or made.seconds)
+    model, splits, went = train_goalgen(run, options, 0, made.settings, made.preset)
+    data = dataclasses.replace(model.config.data, data=made.source)
     config = dataclasses.replace(model.config, out=Path("runs") / name, data=data)
     facts = {key: value for key, value in model.facts.items() if key not in ("shape", "levels", "num_labels")}
     shipped = (RESULTS / "zoo" if APART else FOLDER) / name
