@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, str]] = [
     ("config", "config"),
     (
         "data",
-        "data data.files data.formats data.images data.labels data.levels data.memory data.pixels data.provenance data.records data.sets data.sources data.tables",
+        "data data.decoding data.files data.formats data.hubs data.images data.labels data.levels data.mapped data.memory data.pixels data.provenance data.records data.sets data.sources data.tables",
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),
