@@ -45,7 +45,7 @@ class Block:
 
     name: str
     rows: np.ndarray
-    """where in the file their images belong, (n,) int64; ascending for each set"""
+    """where in the file their images belong, (n,) int64"""
     items: list[Item]
 
 
@@ -157,8 +157,11 @@ class _Writer:
         for name, error in decoded.errors:
             note(name, error)
         rows, broken = decoded.block.rows[decoded.good], np.flatnonzero(~decoded.good).tolist()
-        ends = np.flatnonzero(np.diff(rows) != 1) + 1  # of runs that lie side by side in the file
-        for run, pixels in zip(np.split(rows, ends), np.split(decoded.pixels, ends), strict=True):
+        order = np.argsort(rows)
+        ends = (
+            np.flatnonzero(np.diff(rows[order]) != 1) + 1
+        )  # of runs that lie side by side in the file: one of each set
+        for run, pixels in zip(np.split(rows[order], ends), np.split(decoded.pixels[order], ends), strict=True):
             if len(run):
                 self._put(int(run[0]), pixels)
         words = {str(i): str(error) for i, (_, error) in zip(broken, decoded.errors, strict=True)}

@@ -93,7 +93,7 @@ class ImageSet:
 
 def image_digests(images: Tensor) -> Tensor:
     """Return a hash of the pixels of each of ``images`` (N, C, height, width) uint8: (N,) int64."""
-    rows = images.contiguous().reshape(len(images), -1).numpy()
+    rows = images.contiguous().flatten(1).numpy()
     found = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
     return torch.frombuffer(bytearray(found), dtype=torch.int64) if found else torch.zeros(0, dtype=torch.int64)
 
