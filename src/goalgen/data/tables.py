@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goalgen.cache import cache_key, load_stored, store
+from goalgen.cache import cache_key, load_stored, store, stored_size
 from goalgen.config import DataConfig
 from goalgen.data.files import list_files
+from goalgen.data.mapped import belongs_on_disk
 from goalgen.data.records import SPLIT_NAMES, Item, Records, Source, by_split, label_of_folder
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
@@ -193,7 +194,9 @@ def store_decoded(key: str, splits: Splits) -> None:
 
 
 def load_decoded(key: str, config: DataConfig) -> Splits | None:
-    """Return what :func:`store_decoded` kept, or None."""
+    """Return what :func:`store_decoded` kept; None where that is nothing, or would fill the memory."""
+    if belongs_on_disk(stored_size("decoded", key), config.data_cache):
+        return None
     tensors = load_stored("decoded", key)
     if tensors is None:
         return None
