@@ -47,6 +47,8 @@ class Asked(Given, total=False):
 
     each: Callable[[int], object] | None
     """is told how many images are done, now and then"""
+    first: int
+    """index of the first image: noise depends on (seed, index), so a part can be measured as of the whole"""
 
 
 class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation", "reinforcement-learning"]):
@@ -274,7 +276,7 @@ class Model(HubModel, library_name="goalgen", tags=["goalgen", "image-generation
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
         for i in range(0, len(images), size):
-            rows, generator = slice(i, i + size), source(i)
+            rows, generator = slice(i, i + size), source(given.get("first", 0) + i)
             goals = to_unit(images[rows], self.levels)
             part = None if names is None else names[rows]
             canvas = start(len(goals), goals=goals.to(self.device), names=part, generator=generator)
