@@ -3,6 +3,7 @@
     python benchmarks/large_data.py make     # the images, as PNGs in ten parquet files
     python benchmarks/large_data.py limit    # goalgen train on them, whose memory the system limits
     python benchmarks/large_data.py speed    # images a second, mapped beside in memory
+    python benchmarks/large_data.py page     # the table in docs/scale.md
 
 writes results/large_data.json. The limit is RLIMIT_DATA of the process (`ulimit -d`): all memory that it can write to, heap and
 anonymous mappings, whether touched or not; the kernel refuses what is beyond. Pages of the mapped file are not among it: they
@@ -28,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from report import machine, read, write
+from report import ROOT, machine, read, write
 
 from goalgen import configure, families, load_data, train
 from goalgen.config import DataConfig
@@ -38,6 +39,7 @@ from goalgen.training.batches import Batches
 from goalgen.training.log import read_log
 
 COUNT, SHARDS, SIDE = 500_000, 10, 32
+BEGIN, END = "<!-- large: written by benchmarks/large_data.py -->\n", "\n<!-- /large -->"
 LIMIT = 10**9
 """Bytes."""
 MODEL = {
@@ -117,7 +119,7 @@ def watched(arguments: list[str], limit: int) -> dict[str, Any]:
     return {
         "status": process.returncode,
         "seconds": time.perf_counter() - begun,
-        "last_line": (out + err).strip().splitlines()[-1],
+        "said": [line for line in (out or err).splitlines() if line][-1],
         "peak_anonymous": max(anonymous),
         "peak_resident": max(now.get("VmHWM", 0) for _, now in seen),
         "peak_data": max(now.get("VmData", 0) for _, now in seen),
@@ -227,9 +229,47 @@ def batches_alone(data: Splits, work: Path, seed: int) -> float:
     return 256 * BATCHES / (time.perf_counter() - begun)
 
 
+def table(found: dict[str, Any]) -> str:
+    """The lines of docs/scale.md."""
+    runs, speed = found["limit"], found["speed"]
+
+    def mega(count: float) -> str:
+        return f"{count / 1e6:,.0f} MB"
+
+    lines = [
+        "| under the limit | private memory resident, at most | ... that the limit counts | ended |",
+        "|---|---|---|---|",
+    ]
+    titles = {
+        "decodes": "decodes, and trains for 20 steps",
+        "trains": "trains for 300 steps",
+        "memory": "`--data-cache memory`",
+    }
+    for name, title in titles.items():
+        row = runs[name]
+        ended = f"after {row['seconds']:.0f} s" if row["status"] == 0 else f"`{row['said'].partition('; ')[0]}`"
+        lines.append(f"| {title} | {mega(row['peak_anonymous'])} | {mega(row['peak_data'])} | {ended} |")
+    rates, alone, ratios = speed["images_per_second"], speed["batches_alone"], speed["ratios"]
+    trains = runs["trains"]
+    lines += [
+        "",
+        f"While it trains, private memory is {mega(trains['anonymous_second_quarter'])} in the second quarter of the time and "
+        f"{mega(trains['anonymous_last_quarter'])} in the last. With the mapped pages that the cache happened to keep, {mega(trains['peak_resident'])} "
+        "were resident at most.",
+        "",
+        f"Images a second of training, {len(ratios)} rounds by turns in one process: {rates['mapped']:,.1f} mapped, {rates['memory']:,.1f} in memory, "
+        f"**{speed['ratio']:.3f}** of it (rounds {min(ratios):.3f} to {max(ratios):.3f}). Of batches alone, without a model to train: "
+        f"{alone['mapped']:,.0f} and {alone['memory']:,.0f}. The file was in the page cache.",
+        "",
+        f"Machine: {found['machine']['processor']}, one core used; torch {found['machine']['versions']['torch']}, Pillow "
+        f"{found['machine']['versions']['pillow']}.",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "limit", "speed"])
+    parser.add_argument("what", choices=["make", "limit", "speed", "page"])
     parser.add_argument("--data", type=Path, default=Path("runs/large-data"), help="folder of the images")
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--steps", type=int, default=300, help="of the run whose memory is watched")
@@ -239,6 +279,11 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if given.what == "make":
         make(folder, given.count)
+        return
+    if given.what == "page":
+        page = ROOT / "docs" / "scale.md"
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        page.write_text(before + BEGIN + table(read("large_data")) + END + rest.split(END)[1], encoding="utf-8")
         return
     found = read("large_data")
     found = {k: v for k, v in found.items() if k != "rows"} | {

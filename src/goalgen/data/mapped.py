@@ -125,7 +125,8 @@ class Mapped:
             sets = self._sets(tensors, facts)
         except (GoalgenError, OSError, KeyError, TypeError, ValueError) as error:
             warnings.warn(f"{self.folder}: {error}; making it anew", stacklevel=2)
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for name in (ABOUT, PIXELS, JOURNAL):
+                (self.folder / name).unlink(missing_ok=True)
             return None
         for remark in facts["remarks"]:
             warnings.warn(remark, stacklevel=2)
