@@ -191,7 +191,9 @@ def test_samples_of_two_processes_are_those_of_one_to_the_last_bit(launched):
     assert one == two
     assert len([name for name in one if name[0].isdigit()]) == 150
     counts = json.loads((launched.folder / "counts-1.json").read_text())
-    assert counts["sample"] == 1  # the second of the three blocks; the only batch of the evaluation is the first process's
+    assert (
+        counts["sample"] == 1
+    )  # the second of the three blocks; the only batch of the evaluation is the first process's
 
 
 def test_numbers_of_two_processes_are_those_of_one(launched):

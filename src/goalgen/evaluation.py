@@ -260,14 +260,14 @@ def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given, 
     """The bound on all images, and the tighter one on some."""
     part = images[: how.iw_images]
 
-    def asked(first: int) -> Asked:
-        return {**rows_of(given, CHUNK, first), "first": first}
+    def asked(first: int, of: int) -> Asked:
+        return {**rows_of(given, min(CHUNK, of - first), first), "first": first}
 
     def bound(first: int) -> Bound:
-        return model.nll_bound(images[first : first + CHUNK], how.seed, **asked(first))
+        return model.nll_bound(images[first : first + CHUNK], how.seed, **asked(first, len(images)))
 
     def iw_bound(first: int) -> Tensor:
-        return model.iw_bound(part[first : first + CHUNK], how.iw_k, how.seed, **asked(first))
+        return model.iw_bound(part[first : first + CHUNK], how.iw_k, how.seed, **asked(first, len(part)))
 
     bounds = list(work.following("bound", shared(range(0, len(images), CHUNK), bound)))
     parts = list(work.following("tighter bound", shared(range(0, len(part), CHUNK), iw_bound), how.iw_k))

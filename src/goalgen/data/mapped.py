@@ -84,9 +84,10 @@ class Kept:
 class Mapped:
     """The file of the images of one source, decoded by one choice of settings."""
 
-    def __init__(self, key: str, revision: str | None = None) -> None:
-        """``revision``: of the source, where it has one: a file of another is made anew."""
-        self.folder, self.revision = cache_folder() / f"images-{key}", revision
+    def __init__(self, key: str) -> None:
+        self.folder = cache_folder() / f"images-{key}"
+        self.revision: str | None = None
+        """of the source, where it has one: a file of another is made anew"""
 
     @classmethod
     def of_path(cls, path: Path, config: DataConfig) -> Mapped:
@@ -99,9 +100,9 @@ class Mapped:
         return cls(_key(config, path.resolve().as_posix(), digest.hexdigest()))
 
     @classmethod
-    def of_hub(cls, config: DataConfig, revision: str | None) -> Mapped:
+    def of_hub(cls, config: DataConfig) -> Mapped:
         """The file of a data set on the hub."""
-        return cls(_key(config, config.data), revision)
+        return cls(_key(config, config.data))
 
     # -- a finished file -------------------------------------------------------------------------------------------
 

@@ -87,11 +87,16 @@ def _load_hub(config: DataConfig) -> Splits:
         raise GoalgenError(
             f"{config.data} does not exist {looked(config.data, ['digits'])}; --data takes digits, a folder, a parquet file or a hub name owner/name"
         )
-    on_disk = config.data_cache != "memory"
-    file = Mapped.of_hub(config, hubs.hub_revision(config.data)) if on_disk else None
-    if file is not None and (kept := file.load()) is not None:
-        return finish(kept.sets, config, kept.label_names, kept.name)
-    return _read(hubs.open_hub(config.data, streams=on_disk), config, file, None, [])
+    if config.data_cache == "memory":
+        return _read(hubs.open_hub(config.data), config, None, None, [])
+    file = Mapped.of_hub(config)
+    if file.is_made():
+        file.revision = hubs.hub_revision(config.data)
+        if (kept := file.load()) is not None:
+            return finish(kept.sets, config, kept.label_names, kept.name)
+    source = hubs.open_hub(config.data, streams=True)
+    file.revision = hubs.hub_revision(config.data)
+    return _read(source, config, file, None, [])
 
 
 @contextmanager
