@@ -31,11 +31,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from report import ROOT, machine, read, write
 
-from goalgen import configure, families, load_data, train
+from goalgen import configure, load_data, train
 from goalgen.config import DataConfig
 from goalgen.data import ImageSet, Splits
-from goalgen.starts import make_start
-from goalgen.training.batches import Batches
 from goalgen.training.log import read_log
 
 COUNT, SHARDS, SIDE = 500_000, 10, 32
@@ -53,7 +51,6 @@ MODEL = {
 }
 """A small one, so that there is little for the reading of images to hide behind; most of a step is the likelihood of 3,072 pixels."""
 ROUNDS, STEPS = 20, 24
-BATCHES = 300
 
 
 def drawing(order: np.random.Generator) -> bytes:
@@ -201,12 +198,6 @@ def measure_speed(folder: Path, work: Path) -> dict[str, Any]:
             if turn:  # the first also warms up, and reads the file into the page cache
                 rates[name].append(statistics.median(rate[1:]))
             print(turn, name, [round(r) for r in rate], flush=True)
-    alone: dict[str, list[float]] = {name: [] for name in data}  # ... and of making batches, without a model to train
-    for turn in range(ROUNDS + 1):
-        for name in list(data)[:: 1 if turn % 2 else -1] if turn <= 7 else []:
-            rate = batches_alone(data[name], work, turn)
-            if turn:
-                alone[name].append(rate)
     medians = {name: statistics.median(found) for name, found in rates.items()}
     # Rounds side by side: other work on the machine slows both.
     ratios = [a / b for a, b in zip(rates["mapped"], rates["memory"], strict=True)]
@@ -216,19 +207,6 @@ def measure_speed(folder: Path, work: Path) -> dict[str, Any]:
         "ratios": ratios,
         "rates": rates,
     }
-
-
-def batches_alone(data: Splits, work: Path, seed: int) -> float:
-    """Images a second of the batches of a run, made and let go."""
-    config = configure(out=work / "unused", seed=seed, **{**MODEL, "batch_size": 256})
-    family = families.make(config, data.train.shape, 256)
-    start = make_start("constant", data.train.shape)
-    batches = Batches(config, data.train, False, start, family, 0, 1)
-    batches(0)  # makes the permutation
-    begun = time.perf_counter()
-    for step in range(1, BATCHES + 1):
-        batches(step)
-    return 256 * BATCHES / (time.perf_counter() - begun)
 
 
 def table(found: dict[str, Any]) -> str:
@@ -251,7 +229,7 @@ def table(found: dict[str, Any]) -> str:
         row = runs[name]
         ended = f"after {row['seconds']:.0f} s" if row["status"] == 0 else f"`{row['said'].partition('; ')[0]}`"
         lines.append(f"| {title} | {mega(row['peak_anonymous'])} | {mega(row['peak_data'])} | {ended} |")
-    rates, alone, ratios = speed["images_per_second"], speed["batches_alone"], speed["ratios"]
+    rates, ratios = speed["images_per_second"], speed["ratios"]
     trains, (lower, _, upper) = runs["trains"], statistics.quantiles(ratios)
     lines += [
         "",
@@ -260,8 +238,8 @@ def table(found: dict[str, Any]) -> str:
         "were resident at most.",
         "",
         f"Images a second of training, {len(ratios)} rounds by turns in one process: {rates['mapped']:,.1f} mapped, {rates['memory']:,.1f} in memory, "
-        f"the median of the rounds' ratios **{speed['ratio']:.3f}** (quarters of them: {lower:.3f} to {upper:.3f}; other work shared the core). Of batches alone, without a model to train: "
-        f"{alone['mapped']:,.0f} and {alone['memory']:,.0f}. The file was in the page cache.",
+        f"the median of the rounds' ratios **{speed['ratio']:.3f}** (quarters of them: {lower:.3f} to {upper:.3f}; other work shared the core). "
+        f"The file was in the page cache.",
         "",
         f"Machine: {found['machine']['processor']}, one core used; torch {found['machine']['versions']['torch']}, Pillow "
         f"{found['machine']['versions']['pillow']}.",
@@ -289,7 +267,7 @@ def main() -> None:
         return
     found = read("large_data")
     found = {k: v for k, v in found.items() if k != "rows"} | {
-        "machine": machine(["pillow", "pyarrow"]), "images": given.count, "model": MODEL, "limit": LIMIT,
+        "machine": machine(["pillow", "pyarrow"]), "images": given.count, "model": MODEL, "limit_bytes": LIMIT,
         "bytes_of_parquet": sum(p.stat().st_size for p in folder.glob("*.parquet")),
         "bytes_decoded": given.count * 3 * SIDE * SIDE,
     }  # fmt: skip
