@@ -22,6 +22,7 @@ LAYERS: list[tuple[str, str]] = [
     ("nearby", "nearby"),
     ("outputs", "outputs"),
     ("cache", "cache"),
+    ("processes", "processes"),
     ("zoo", "zoo"),
     ("pictures", "pictures"),
     ("figures", "figures"),
@@ -32,7 +33,7 @@ LAYERS: list[tuple[str, str]] = [
     ("config", "config"),
     (
         "data",
-        "data data.files data.formats data.images data.labels data.levels data.memory data.pixels data.provenance data.records data.sets data.sources data.tables",
+        "data data.decoding data.files data.formats data.hubs data.images data.labels data.levels data.mapped data.memory data.pixels data.provenance data.records data.sets data.sources data.tables",
     ),
     ("start", "starts starts.kinds"),
     ("policies", "policies"),
@@ -65,7 +66,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "training",
         "training training.batches training.checkpoints training.ema training.entry training.log training.loop training.machine "
-        "training.optimiser training.pace training.preparation training.teller training.validation",
+        "training.optimiser training.pace training.preparation training.surviving training.teller training.validation",
     ),
     ("sample", "sampling"),
     ("intake", "intake"),
@@ -94,6 +95,7 @@ ONLY = {
     "pictures": {"errors", "storage"},
     "figures": set(),
     "cache": {"errors", "storage"},
+    "processes": {"errors"},
     "metrics": {"errors", "rng", "storage", "cache"},
 }
 """Layers that may import less than everything before them: utilities which know nothing of goalgen's own ideas."""

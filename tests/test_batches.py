@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import tiny_config, write_images
 
 from goalgen import rng
-from goalgen.data import BatchOrder, augment_shift
+from goalgen.data import BatchOrder, ImageSet, augment_shift
+from goalgen.families import make
+from goalgen.starts import make_start
+from goalgen.training.batches import Batches, mean_image
 
 sizes = st.integers(1, 40)
 
@@ -68,3 +75,45 @@ def test_shifts_are_uniform_and_independent() -> None:
     assert (share[1:4, 1:4] - 1 / 9).abs().max() < 0.02  # 6 standard deviations
     assert share.sum() == pytest.approx(1)
     assert (augment_shift(image, rng.generator(0, "augment"), pixels=0) == image).all()
+
+
+class Noticing(torch.Tensor):
+    """Images that remember how many were asked for."""
+
+    asked: list[int]
+
+    def __getitem__(self, rows):
+        self.asked.append(len(rows))
+        return self.as_subclass(torch.Tensor)[rows]
+
+
+@pytest.mark.parametrize("start", ["mean", "noise", "blur", "folder", "pairs"])
+@pytest.mark.parametrize("settings", [{}, {"augment": True, "flip": True, "binarize": True}, {"episodes_per_goal": 2}])
+def test_every_process_reads_its_own_goals_and_all_together_have_the_batch_of_one(tmp_path, start, settings):
+    if start == "pairs" and settings.get("flip"):
+        settings = {k: v for k, v in settings.items() if k != "flip"}
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=rng.generator(0, "images"), dtype=torch.uint8)
+    data = ImageSet(images, 256, torch.arange(40) % 3, tuple(f"{i:03d}" for i in range(40)))
+    spec = start
+    if start in ("folder", "pairs"):
+        spec = str(write_images(tmp_path / "starts", 7 if start == "folder" else 40))
+        data = data if start == "pairs" else replace(data, names=None)
+    binarize = bool(settings.get("binarize"))
+    config = tiny_config(tmp_path / "run", batch_size=8, start=spec, condition="label", gc_agent="value", **settings)
+    family = make(config, (1, 8, 8), 2 if binarize else 256, num_labels=3)
+    begin = make_start(spec, (1, 8, 8), mean_image(data), config.data)
+    whole = Batches(config, data, binarize, begin, family, 0, 1).make(3)
+    parts = []
+    for rank in range(2):
+        noticing = images.as_subclass(Noticing)
+        noticing.asked = []
+        share = Batches(config, data, binarize, begin, family, rank, 2)
+        share.train = SimpleNamespace(images=noticing, levels=256, labels=data.labels)
+        parts.append(share.make(3))
+        assert sum(noticing.asked) == 4 // share.episodes
+    for name in ("start", "goals", "label"):
+        assert torch.equal(torch.cat([getattr(part.task, name) for part in parts]), getattr(whole.task, name))
+    if start == "pairs":
+        assert [n for part in parts for n in part.task.names] == whole.task.names
+    for name, drawn in whole.draws.items():
+        assert torch.equal(torch.cat([part.draws[name] for part in parts], 1), drawn)

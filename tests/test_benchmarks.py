@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import environment
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -200,3 +201,21 @@ def test_what_was_trained_is_measured_by_another_call(name, tmp_path, shared_cac
     assert {
         f"{e}/{s}": n["sampled_images_per_second"] for e, ss in row["evaluations"].items() for s, n in ss.items()
     } == kept["speeds"]
+
+
+def test_the_page_of_scale_says_what_was_measured():
+    import large_data
+
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks" / "results" / "large_data.json").read_text())
+    assert large_data.BEGIN + large_data.table(found) + large_data.END in page
+    assert found["images"] == 500_000
+    assert found["limit"]["trains"]["peak_data"] < found["limit"]["decodes"]["peak_data"] < large_data.LIMIT == 10**9
+    assert found["speed"]["ratio"] >= 0.95
+
+
+@pytest.mark.slow
+def test_the_page_of_scale_says_what_is_counted():
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), "--check"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ FORBIDDEN = ("/home/", "/root/", "../shared")
 OPTIONS = {"train": Config, "sample": cli.SampleOptions, "restore": cli.RestoreOptions, "vectorize": cli.VectorizeOptions, "evaluate": cli.EvaluateOptions,
            "show": cli.ShowOptions, "plot": cli.PlotOptions,
            "demo": cli.DemoOptions}  # fmt: skip
-FOREIGN_OPTIONS = {"--num_processes", "--multi_gpu", "--num_machines", "--version"}
+FOREIGN_OPTIONS = {"--num_processes", "--multi_gpu", "--num_machines", "--machine_rank", "--version"}
 """Options in the documents that belong to `accelerate launch` and to goalgen itself."""
 
 

@@ -11,7 +11,7 @@ from runs import digest, tiny_config, tiny_options, write_images
 
 from goalgen import GoalgenError, cli, load, load_data
 from goalgen.config import DataConfig
-from goalgen.data import tables
+from goalgen.data import hubs
 from goalgen.nearby import is_hub_name
 from goalgen.training import train
 
@@ -25,7 +25,8 @@ def no_hub(monkeypatch):
     def asked(*_, **__):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(tables, "open_hub", asked)
+    monkeypatch.setattr(hubs, "open_hub", asked)
+    monkeypatch.setattr(hubs, "hub_revision", asked)
     monkeypatch.setattr("goalgen.saved.snapshot_download", asked)
 
 

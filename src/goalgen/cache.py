@@ -57,6 +57,14 @@ def load_stored(kind: str, key: str) -> dict[str, Tensor] | None:
         return None
 
 
+def stored_size(kind: str, key: str) -> int:
+    """Bytes of what is stored under ``key``, 0 where nothing is."""
+    try:
+        return _path(kind, key).stat().st_size
+    except OSError:
+        return 0
+
+
 def store(kind: str, key: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Store tensors under ``key`` and return them. A folder that cannot be written to costs a warning."""
     # Cloned because safetensors refuses tensors that share memory.

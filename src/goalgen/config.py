@@ -33,6 +33,9 @@ class DataConfig:
     """Share held out for `goalgen evaluate` where the data have no test split of their own."""
     limit: int | None = None
     """Use at most this many training images (the first ones in a fixed random order)."""
+    data_cache: Literal["auto", "memory", "disk"] = "auto"
+    """Where decoded images are kept: in memory, or in a file that is mapped into it (see GOALGEN_CACHE); auto: on disk if they
+    would fill more than a quarter of the free memory."""
     binarize: bool = False
     """Black-and-white goals drawn from the grey levels: anew each epoch in training, once with a fixed seed for test."""
 

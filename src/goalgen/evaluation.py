@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, randperm
 
+from goalgen.bound import Bound
 from goalgen.config import Measurement
 from goalgen.data import ImageSet, Splits, binarize_images, load_data
 from goalgen.data.labels import match_labels
@@ -21,13 +23,15 @@ from goalgen.data.provenance import Provenance, unseen
 from goalgen.errors import GoalgenError
 from goalgen.family import check_least
 from goalgen.metrics import make_features, sample_quality
-from goalgen.model import Asked, Given, Model
+from goalgen.model import CHUNK, Asked, Given, Model
+from goalgen.processes import agreed, assists, shared
 from goalgen.rng import generator
 from goalgen.sampling import BLOCK, Sampled
 from goalgen.size import count_operations, count_parameters
 from goalgen.telling import Telling
 from goalgen.training.batches import conditional_on
 
+T = TypeVar("T")
 Array = Tensor | np.ndarray
 Data = Splits | str | Path | Array | tuple[Array, Array] | None
 """What a model can be measured on: see :func:`evaluate`."""
@@ -90,6 +94,7 @@ def evaluate(model: Model, data: Data = None, **settings: Any) -> dict[str, Any]
     with work.telling:
         bounds = measure_bound(model, data.test.images, how, given, work)
         quality, drawn = measure_samples(model, data, how, given, work)
+    quality = agreed(quality)
     episodes = model.rollout(data.test.images[:REPORT_IMAGES], how.seed, **rows_of(given, REPORT_IMAGES))
     return {
         **bounds,
@@ -143,18 +148,21 @@ class Work:
     def of(cls, how: Measurement, data: Splits) -> Work:
         """... of measuring on these data."""
         tests = len(data.test)
-        parts = {
-            "bound": tests,
-            "tighter bound": min(how.iw_images, tests) * how.iw_k,
-            "samples": samples_of(how, data),
-        }
-        return cls(parts, Telling(sum(parts.values()), title="evaluate", silent=how.quiet))
+        tighter = min(how.iw_images, tests) * how.iw_k
+        parts = {"bound": tests, "tighter bound": tighter, "samples": samples_of(how, data)}
+        return cls(parts, Telling(sum(parts.values()), title="evaluate", silent=how.quiet or assists()))
 
     def at(self, part: str, done: int, each: int = 1) -> None:
         """So many images of a part are done, of ``each`` episodes."""
         names = list(self.parts)
         before = sum(self.parts[name] for name in names[: names.index(part)])
         self.telling.at(before + done * each, lambda: f"{part}: {done:,} of {self.parts[part] // each:,} images")
+
+    def following(self, part: str, pieces: Iterable[T], each: int = 1) -> Iterator[T]:
+        """Pieces of ``CHUNK`` images of a part as they are done."""
+        for number, piece in enumerate(pieces, 1):
+            self.at(part, min(number * CHUNK, self.parts[part] // each), each)
+            yield piece
 
 
 def samples_of(how: Measurement, data: Splits) -> int:
@@ -179,6 +187,7 @@ def made_quick(model: Model, data: Splits, how: Measurement) -> tuple[Splits, Me
     begun = time.perf_counter()
     list(stream.batches(len(few)))
     block = time.perf_counter() - begun  # samples are drawn in whole blocks
+    seconds, block = agreed((seconds, block))  # clocks differ between processes
     tests = min(max(int(QUICK_SECONDS / seconds), FEWEST), len(data.test), how.num_test or 1000)
     order = randperm(len(data.train), generator=generator(0, "quick training images"))[:QUICK_TRAIN].sort().values
     quick = dataclasses.replace(
@@ -249,12 +258,21 @@ def rows_of(given: Given, count: int, first: int = 0) -> Given:
 
 def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given, work: Work) -> dict[str, Any]:
     """The bound on all images, and the tighter one on some."""
-    told: Asked = {**given, "each": partial(work.at, "bound")}
-    terms = model.nll_bound(images, how.seed, **told)
     part = images[: how.iw_images]
-    told = {**rows_of(given, len(part)), "each": partial(work.at, "tighter bound", each=how.iw_k)}
-    tighter = model.iw_bound(part, how.iw_k, how.seed, **told)
-    total = terms.total.double()
+
+    def asked(first: int, of: int) -> Asked:
+        return {**rows_of(given, min(CHUNK, of - first), first), "first": first}
+
+    def bound(first: int) -> Bound:
+        return model.nll_bound(images[first : first + CHUNK], how.seed, **asked(first, len(images)))
+
+    def iw_bound(first: int) -> Tensor:
+        return model.iw_bound(part[first : first + CHUNK], how.iw_k, how.seed, **asked(first, len(part)))
+
+    bounds = list(work.following("bound", shared(range(0, len(images), CHUNK), bound)))
+    parts = list(work.following("tighter bound", shared(range(0, len(part), CHUNK), iw_bound), how.iw_k))
+    terms = Bound(torch.cat([b.reconstruction for b in bounds]), torch.cat([b.kl for b in bounds], 1))
+    tighter, total = torch.cat(parts), terms.total.double()
     return {
         "bits_per_dim": float(model.bits_per_dim(total.mean())),
         "nll_bound_nats": total.mean().item(),
@@ -275,13 +293,16 @@ def measure_samples(
     """Quality and diversity of samples, and the stream that they came from."""
     count = samples_of(how, data)
     drawn = SampleStream(model, data.test, how, given)
+    if assists():  # one of several processes, which draws its share; the first measures them
+        for _ in drawn.batches(count):
+            pass
+        return {}, drawn
     train = data.train.images
     if data.binarize:
         train = binarize_images(train, data.train.levels, generator(0, "binarised training images"))
     fingerprint = data.train.fingerprint() + ("-binary" if data.binarize else "")
-    extractor = make_features(
-        how.features, train, data.train.labels, model.levels, data=data.name, fingerprint=fingerprint
-    )  # fmt: skip
+    told = {"data": data.name, "fingerprint": fingerprint}
+    extractor = make_features(how.features, train, data.train.labels, model.levels, **told)
     quality = sample_quality(
         drawn.batches(count, partial(work.at, "samples")), train, data.test.images, model.levels, extractor, train_fingerprint=fingerprint,
         num_samples=count,
@@ -304,9 +325,10 @@ class SampleStream:
     def batches(self, count: int, each: Callable[[int], object] | None = None) -> Iterator[Tensor]:
         """``count`` (at most the number of test images) samples in grey levels of the data, (B, C, height, width) uint8."""
         needs_goal = self.model.start(self.how.start).needs_goal
-        for first in range(0, count, SAMPLE_BATCH):
+
+        def draw(first: int) -> Sampled:
             size = min(SAMPLE_BATCH, count - first)
-            self.last = self.model.sample(
+            return self.model.sample(
                 size,
                 self.how.seed,
                 **rows_of(self.given, size, first),
@@ -318,6 +340,10 @@ class SampleStream:
                 first=first,
                 canvases=False,
             )
+
+        done = 0
+        for self.last in shared(range(0, count, SAMPLE_BATCH), draw):
+            done += len(self.last.levels)
             if each is not None:
-                each(first + size)
+                each(done)
             yield self.last.levels

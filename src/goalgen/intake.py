@@ -150,3 +150,5 @@ class Asked(Given, total=False):
 
     each: Callable[[int], object] | None
     """is told how many images are done, now and then"""
+    first: int
+    """index of the first image: noise depends on (seed, index), so a part can be measured as of the whole"""

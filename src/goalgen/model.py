@@ -265,7 +265,7 @@ class Model(
         if names is not None and len(names) != len(images):
             raise GoalgenError(f"{len(names)} names were given for {len(images)} images; give one for each")
         for i in range(0, len(images), size):
-            rows, generator = slice(i, i + size), source(i)
+            rows, generator = slice(i, i + size), source(given.get("first", 0) + i)
             goals = to_unit(images[rows], self.levels)
             part = None if names is None else names[rows]
             canvas = start(len(goals), goals=goals.to(self.device), names=part, generator=generator)

@@ -59,6 +59,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first says it
+        return
     print(f"goalgen: warning: {as_line(message)}", file=sys.stderr)
 
 

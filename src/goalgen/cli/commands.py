@@ -74,13 +74,18 @@ def run_evaluate(arguments: Sequence[str]) -> int:
     from goalgen.data import load_data
     from goalgen.evaluation import evaluate
     from goalgen.outputs import check_file
+    from goalgen.processes import is_first, join, leave
     from goalgen.storage import write_text
 
-    if options.json is not None:
+    if options.json is not None and is_first():
         check_file(options.json, "nll_bound_nats", "numbers", options.force)
+    join(options.device)
     model = options.load()
     source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
+    leave()
+    if not is_first():
+        return 0
     if options.json is not None:
         write_text(options.json, json.dumps(numbers, indent=2) + "\n")
     _print_table(numbers)

@@ -17,9 +17,12 @@ def run_sample(arguments: Sequence[str]) -> int:
 
     from goalgen.intake import sample_labels
     from goalgen.outputs import OutputFolder
+    from goalgen.processes import is_first, join, leave
     from goalgen.sampling import write_samples
 
-    place = OutputFolder(options.out, "samples.json", "samples", force=options.force)
+    if is_first():
+        place = OutputFolder(options.out, "samples.json", "samples", force=options.force)
+    join(options.device)
     model = options.load()
     if options.num < 1 or options.first < 0:
         raise GoalgenError(f"--num must be at least 1, not {options.num}, and --first at least 0, not {options.first}")
@@ -32,9 +35,15 @@ def run_sample(arguments: Sequence[str]) -> int:
         named = enumerate(of_files.tolist(), options.first)
         facts["labels"] = {f"{i:05d}.png": model.classes[label] for i, label in named}
     parts = _parts(model, options)
+    if not is_first():  # one of several processes, which draws its share
+        for _ in parts:
+            pass
+        leave()
+        return 0
     drawn, pictures = write_samples(
         parts, place, options.num, grid=options.grid, trajectory=options.trajectory, facts=facts
     )
+    leave()
     print(
         f"{options.num} images in {options.out} ({drawn.network_evaluations} network evaluations each, start: "
         f"{drawn.start}){'; ' + ', '.join(map(str, pictures)) if pictures else ''}"
@@ -44,10 +53,13 @@ def run_sample(arguments: Sequence[str]) -> int:
 
 def _parts(model: Any, options: SampleOptions) -> Iterator[Any]:
     """The samples asked for, a block at a time; canvases are kept of those that are shown."""
+    from goalgen.processes import shared
     from goalgen.sampling import SHOWN_GIF, pieces
 
     goals, names = _start_goals(model, options)
-    for first, size in pieces(options.num, options.first):
+
+    def draw(piece: tuple[int, int]) -> Any:
+        first, size = piece
         rows = range(first, first + size)
         shown = options.trajectory and first - options.first < SHOWN_GIF
         part = model.sample(
@@ -57,7 +69,9 @@ def _parts(model: Any, options: SampleOptions) -> Iterator[Any]:
             draw_pixels=options.draw_pixels, guesses=shown, canvases=shown,
         )  # fmt: skip
         _keep_svg(part.files, options.svg, options.model)
-        yield part
+        return part
+
+    yield from shared(list(pieces(options.num, options.first)), draw)
 
 
 def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,15 +133,40 @@ def _channels_first(image: Image.Image) -> np.ndarray:
     return pixels
 
 
+class _Quiet:
+    """The filters of warnings belong to all threads: the first that reads sets them, the last puts them back."""
+
+    def __init__(self) -> None:
+        self.lock, self.readers, self.before = threading.Lock(), 0, contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Context in which PIL says nothing, and refuses what is too large."""
+        with self.lock:
+            if self.readers == 0:
+                self.before.enter_context(warnings.catch_warnings())
+                # PIL warns of damaged metadata, about which a user of the pixels can do nothing.
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self.readers += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.readers -= 1
+                if self.readers == 0:
+                    self.before.close()
+
+
+quiet = _Quiet()
+
+
 @contextlib.contextmanager
 def _reading(source: ImageLike, name: str | None) -> Iterator[Opened]:
     """Context in which PIL reads one image: whatever goes wrong inside becomes one GoalgenError with its name."""
     name = name or (str(source) if isinstance(source, (str, Path)) else "the image")
     try:
-        with warnings.catch_warnings():
-            # PIL warns of damaged metadata, about which a user of the pixels can do nothing.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with quiet():
             if isinstance(source, Image.Image) and not is_garbled(source):
                 yield Opened(source)
             else:

@@ -35,6 +35,8 @@ class Records:
     read: Callable[[], Iterator[Item]]
     labels: list[Any] | None
     names: tuple[str, ...] | None = None
+    count: int | None = None
+    """how many there are, where they come by a stream: then they are read once, and ``labels`` are there when they are read"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Source:
     splits: dict[str, Records]
     label_names: tuple[str, ...] | None
     """what labels that are numbers are called, where the source says so"""
+
+    @property
+    def streams(self) -> bool:
+        """Whether its images come by a stream, and are nowhere here."""
+        return any(records.count is not None for records in self.splits.values())
 
     def holds_paths(self) -> bool:
         """Whether its images are files of their own."""

@@ -59,7 +59,16 @@ class ImageSet:
         return channels, height, width
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
-        """Return the images at ``indices`` (integers in 0..N-1), in that order."""
+        """Return the images at ``indices`` (integers in 0..N-1), in that order; those of a range, from first to last, as a view."""
+        if isinstance(indices, range) and indices.step == 1 and 0 <= indices.start < indices.stop <= len(self):
+            part = slice(indices.start, indices.stop)
+            return ImageSet(
+                self.images[part],
+                self.levels,
+                None if self.labels is None else self.labels[part],
+                None if self.names is None else self.names[part],
+                None if self.digests is None else self.digests[part],
+            )
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return ImageSet(
             self.images[chosen],
@@ -84,7 +93,7 @@ class ImageSet:
 
 def image_digests(images: Tensor) -> Tensor:
     """Return a hash of the pixels of each of ``images`` (N, C, height, width) uint8: (N,) int64."""
-    rows = images.contiguous().reshape(len(images), -1).numpy()
+    rows = images.contiguous().flatten(1).numpy()
     found = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
     return torch.frombuffer(bytearray(found), dtype=torch.int64) if found else torch.zeros(0, dtype=torch.int64)
 

@@ -2,7 +2,7 @@
 
 Every source is first a list of *records*, files not yet decoded, per split. The headers are read to find
 the common shape and the unreadable files; the splits are chosen; only then are the chosen images decoded,
-into one tensor allocated beforehand.
+into one tensor allocated beforehand, or into a file that is mapped into memory where they are too many for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +21,13 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.config import DataConfig
-from goalgen.data import tables
+from goalgen.data import hubs, tables
+from goalgen.data.decoding import Found, Roles, decode_into
 from goalgen.data.files import list_files, say_unread
 from goalgen.data.images import EXTENSIONS, decode_image, inspect_image, parse_colour
 from goalgen.data.labels import encode_labels
 from goalgen.data.levels import binarize_images, to_bytes
+from goalgen.data.mapped import Kept, Mapped, belongs_on_disk
 from goalgen.data.provenance import say_repeated
 from goalgen.data.records import Records, Source, open_folder
 from goalgen.data.sets import ImageSet, Splits, choose
@@ -66,25 +70,47 @@ def _load(config: DataConfig) -> Splits:
         )
     path = Path(config.data).expanduser()
     if not path.exists():
-        if not is_hub_name(config.data):
-            raise GoalgenError(
-                f"{config.data} does not exist {looked(config.data, ['digits'])}; --data takes digits, a folder, a parquet file or a hub name owner/name"
-            )
-        return _decode_splits(tables.open_hub(config.data), config)[0]
-    key = tables.decoded_key(path, config)
+        return _load_hub(config)
+    file = None if config.data_cache == "memory" else Mapped.of_path(path, config)
+    if file is not None and (kept := file.load()) is not None:
+        return finish(kept.sets, config, kept.label_names, kept.name)
+    key = tables.decoded_key(path, config) if config.data_cache != "disk" else None
     if key is not None and (found := tables.load_decoded(key, config)) is not None:
         return found
+    with _heard() as said:
+        source = _open_path(path)
+    return _read(source, config, file, key, said)
+
+
+def _load_hub(config: DataConfig) -> Splits:
+    if not is_hub_name(config.data):
+        raise GoalgenError(
+            f"{config.data} does not exist {looked(config.data, ['digits'])}; --data takes digits, a folder, a parquet file or a hub name owner/name"
+        )
+    if config.data_cache == "memory":
+        return _read(hubs.open_hub(config.data), config, None, None, [])
+    file = Mapped.of_hub(config)
+    if file.is_made():
+        file.revision = hubs.hub_revision(config.data)
+        if (kept := file.load()) is not None:
+            return finish(kept.sets, config, kept.label_names, kept.name)
+    source = hubs.open_hub(config.data, streams=True)
+    file.revision = hubs.hub_revision(config.data)
+    return _read(source, config, file, None, [])
+
+
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What is warned of inside the block; it is said when the block is left."""
+    words: list[str] = []
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            source = _open_path(path)
+            yield words
     finally:
         for remark in said:
-            warnings.warn(remark.message, stacklevel=2)
-    splits, whole = _decode_splits(source, config)
-    if key is not None and whole and not said:  # what is said once is said again
-        tables.store_decoded(key, splits)
-    return splits
+            words.append(str(remark.message))
+            warnings.warn(remark.message, stacklevel=4)
 
 
 def _check(config: DataConfig) -> None:
@@ -125,22 +151,63 @@ def _open_path(path: Path) -> Source:
     return source
 
 
-def _decode_splits(source: Source, config: DataConfig) -> tuple[Splits, bool]:
-    """Return the splits, and whether they are all that there was and came from the source's own files."""
+def _read(source: Source, config: DataConfig, file: Mapped | None, key: str | None, said: list[str]) -> Splits:
+    """Decode the chosen images of a source into memory, or into ``file`` if they are too many for it.
+
+    Args:
+        key: by which what fits into memory is kept, too.
+        said: what was warned of when the source was opened.
+    """
     corrupt: dict[str, str] = {}  # unreadable images met so far, and why they cannot be read
     readable, shape = _scan(source, config, corrupt)
+    count = sum(len(chosen) for _, chosen in choose(readable, config, source.name).values())
+    size = count * math.prod(shape)
+    decode = partial(
+        decode_image, channels=shape[0], image_size=shape[1:], fit=config.fit, background=config.background
+    )
+    if file is None or not (source.streams or belongs_on_disk(size, config.data_cache)):
+        if size > LARGE:
+            need = f"the decoded images take {size / 2**30:.1f} GiB of memory"
+            warnings.warn(f"{source.name}: {need}; --limit or --image-size less", stacklevel=2)
+        into_memory = partial(_into_memory, source, shape, decode, config, corrupt)
+        sets, names = _decode_sets(source, readable, config, into_memory, corrupt)
+        splits = finish(sets, config, names, source.name)
+        whole = not source.holds_paths() and not corrupt
+        if key is not None and whole and not said:  # what is said once is said again
+            tables.store_decoded(key, splits)
+        return splits
+    with file.locked():
+        if (kept := file.load()) is None:  # no other process has made it meanwhile
+            note = partial(_note, corrupt, config=config)
+            into_file = partial(decode_into, file, source, shape=shape, decode=decode, note=note)
+            with _heard() as more:
+                sets, names = _decode_sets(source, readable, config, into_file, corrupt)
+            file.keep(sets, names, source.name, said + more)
+            kept = Kept(sets, names, source.name)
+    return finish(kept.sets, config, kept.label_names, kept.name)
+
+
+def _decode_sets(
+    source: Source,
+    readable: dict[str, Tensor],
+    config: DataConfig,
+    decode: Callable[[Roles], Found],
+    corrupt: dict[str, str],
+) -> tuple[dict[str, ImageSet], tuple[str, ...] | None]:
+    """Return the sets that ``decode`` makes, and the names of their classes."""
+    found = _decode_roles(source, readable, config, decode)
     columns = {split: records.labels for split, records in source.splits.items()}
     labels, label_names = encode_labels(columns, source.label_names, source.name)
     sets = {}
-    for role, (split, images, kept) in _decode_roles(source, readable, shape, config, corrupt).items():
+    for role, (split, images, kept, digests) in found.items():
         of_split, of_files = labels[split], source.splits[split].names
         names = None if of_files is None else tuple(of_files[i] for i in kept.tolist())
-        sets[role] = ImageSet(images, 256, None if of_split is None else of_split[kept], names)
+        sets[role] = ImageSet(images, 256, None if of_split is None else of_split[kept], names, digests)
     if corrupt:
         count, first = len(corrupt), ", ".join([*corrupt][:5])
         named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
         warnings.warn(f"{named} (the first: {next(iter(corrupt.values()))})", stacklevel=2)
-    return finish(sets, config, label_names, source.name), not source.holds_paths() and not corrupt
+    return sets, label_names
 
 
 def _note(corrupt: dict[str, str], name: str, error: GoalgenError, config: DataConfig) -> None:
@@ -150,7 +217,20 @@ def _note(corrupt: dict[str, str], name: str, error: GoalgenError, config: DataC
 
 
 def _scan(source: Source, config: DataConfig, corrupt: dict[str, str]) -> tuple[dict[str, Tensor], _Shape]:
-    """Return, by the headers, the readable records of each split and the shape that all images will have."""
+    """Return, by the headers, the readable records of each split and the shape that all images will have.
+
+    Of a stream, which is read once, all records count as readable, and the first image has the shape of all.
+    """
+    if source.streams:
+        name, item = next(iter(source.splits["train"].read()))
+        height, width, grey = inspect_image(item or b"", name)
+        if config.image_size is None or config.channels is None:
+            told = f"--image-size {height} {width} --channels {1 if grey else 3}"
+            raise GoalgenError(
+                f"{source.name} is read once, as it comes from the hub, so say what all images are to be; the first would be {told}"
+            )
+        every = {split: torch.arange(records.count or 0) for split, records in source.splits.items()}
+        return every, (config.channels, *config.image_size)
     readable, all_grey = {}, True
     sizes: dict[tuple[int, int], str] = {}  # and the first image of each
     for split, records in source.splits.items():
@@ -180,42 +260,53 @@ def _scan(source: Source, config: DataConfig, corrupt: dict[str, str]) -> tuple[
 
 
 def _decode_roles(
-    source: Source, readable: dict[str, Tensor], shape: _Shape, config: DataConfig, corrupt: dict[str, str]
-) -> dict[str, tuple[str, Tensor, Tensor]]:
-    """Return, for train, validation and test, the split of the source, its images, and which of its records they are.
+    source: Source, readable: dict[str, Tensor], config: DataConfig, decode: Callable[[Roles], Found]
+) -> Found:
+    """Return, for train, validation and test, the split of the source, its images, which of its records they are, and digests.
 
     Where all that was held out for one turns out to be unreadable, others are held out.
     """
     while True:
         roles = choose(readable, config, source.name)
-        if (size := sum(len(chosen) for _, chosen in roles.values()) * math.prod(shape)) > LARGE:
-            need = f"the decoded images take {size / 2**30:.1f} GiB of memory"
-            warnings.warn(f"{source.name}: {need}; --limit or --image-size less", stacklevel=2)
-        found = {}
-        for role, (split, chosen) in roles.items():
-            images, kept = _decode(source.splits[split], chosen, shape, config, corrupt)
-            found[role] = split, images, kept
-        if all(len(kept) for _, _, kept in found.values()):
+        found = decode(roles)
+        if all(len(kept) for _, _, kept, _ in found.values()):
             return found
         for role, (split, chosen) in roles.items():
             broken = chosen[~torch.isin(chosen, found[role][2])]
             readable[split] = readable[split][~torch.isin(readable[split], broken)]
 
 
+def _into_memory(
+    source: Source,
+    shape: _Shape,
+    decode: Callable[..., Tensor],
+    config: DataConfig,
+    corrupt: dict[str, str],
+    roles: Roles,
+) -> Found:
+    found: Found = {}
+    for role, (split, chosen) in roles.items():
+        images, kept = _decode(source.splits[split], chosen, shape, decode, config, corrupt)
+        found[role] = split, images, kept, None
+    return found
+
+
 def _decode(
-    records: Records, chosen: Tensor, shape: _Shape, config: DataConfig, corrupt: dict[str, str]
+    records: Records,
+    chosen: Tensor,
+    shape: _Shape,
+    decode: Callable[..., Tensor],
+    config: DataConfig,
+    corrupt: dict[str, str],
 ) -> tuple[Tensor, Tensor]:
     """Return the images (n, C, height, width) of the records ``chosen`` (ascending) that decode, and which they are."""
     try:
         images = torch.empty((len(chosen), *shape), dtype=torch.uint8)
     except RuntimeError:  # what torch raises when memory is out
         need = len(chosen) * math.prod(shape) / 2**30
-        raise GoalgenError(f"no memory for {need:.1f} GiB of images; set --limit or a smaller --image-size") from None
+        raise GoalgenError(f"no memory for {need:.1f} GiB of images; set --data-cache disk, or --limit") from None
     wanted = set(chosen.tolist())
     kept: list[int] = []
-    decode = partial(
-        decode_image, channels=shape[0], image_size=shape[1:], fit=config.fit, background=config.background
-    )
     for index, (name, item) in enumerate(records.read()):
         if index not in wanted or item is None:
             continue

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goalgen.cache import cache_key, load_stored, store
+from goalgen.cache import cache_key, load_stored, store, stored_size
 from goalgen.config import DataConfig
 from goalgen.data.files import list_files
+from goalgen.data.mapped import belongs_on_disk
 from goalgen.data.records import SPLIT_NAMES, Item, Records, Source, by_split, label_of_folder
 from goalgen.data.sets import ImageSet, Splits
 from goalgen.errors import GoalgenError
-from goalgen.nearby import looked
 
 INSTALL = "pip install datasets pyarrow"
 """What reading tables needs, for messages."""
@@ -121,49 +121,13 @@ def open_parquet(name: str, groups: dict[str, list[Path]], root: Path) -> Source
     return open_tables(name, tables)
 
 
-def open_hub(name: str) -> Source:
-    """Return the source called ``name`` on the Hugging Face hub, or in its cache.
-
-    Raises:
-        GoalgenError: there is none, it has no training split, or the package to read it is missing.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise GoalgenError(f"{name} is no file or folder here {looked(name)}; for the hub: {INSTALL}") from None
-    try:
-        found = datasets.load_dataset(name)
-    except Exception as error:  # datasets, hub and network libraries each have their own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise GoalgenError(
-            f"{name} is no file or folder here, and the hub does not give it ({reason}); check name and network {looked(name)}"
-        ) from None
-    return open_data_sets(name, found)
-
-
-def open_data_sets(name: str, found: Any) -> Source:
-    """Return the source of a ``datasets.DatasetDict``."""
-
-    def read(key: str, column: str) -> Iterator[tuple[str, Any]]:
-        row = itertools.count()
-        for table in found[key].select_columns([column]).with_format("arrow").iter(batch_size=512):
-            for value in table.column(0).to_pylist():
-                yield f"{name} {key} row {next(row)}", value
-
-    keys = {SPLIT_NAMES[key.lower()]: key for key in found if key.lower() in SPLIT_NAMES}
-    if "train" not in keys:
-        raise GoalgenError(f"{name} has no training split, only {', '.join(found)}")
-    schemas = {split: found[key].features.arrow_schema for split, key in keys.items()}
-    return open_tables(name, {s: Table(schemas[s], partial(read, key), Path()) for s, key in keys.items()})
-
-
 def open_tables(name: str, tables: dict[str, Table]) -> Source:
     """Return the source of one table a split, once its columns are known.
 
     Raises:
         GoalgenError: the table "train" has no column of encoded images.
     """
-    image, label, label_names = _columns(name, tables["train"].schema)
+    image, label, label_names = columns_of(name, tables["train"].schema)
     splits = {}
     for split, table in tables.items():
         told = label is not None and label in table.schema.names
@@ -172,7 +136,7 @@ def open_tables(name: str, tables: dict[str, Table]) -> Source:
     return Source(name, splits, label_names)
 
 
-def _columns(name: str, schema: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
+def columns_of(name: str, schema: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
     """Return the image column, the label column and the names of the labels.
 
     Hugging Face writes its features into the schema; files written by others are read by the names of columns.
@@ -211,6 +175,7 @@ def decoded_key(path: Path, config: DataConfig) -> str | None:
     except OSError:
         return None  # whoever opens the file next has the words for it
     settings = {**dataclasses.asdict(config), "data": path.resolve().name}
+    del settings["data_cache"]  # where they are kept changes nothing
     return cache_key("decoded", _VERSION, sorted(settings.items()), contents)
 
 
@@ -229,7 +194,9 @@ def store_decoded(key: str, splits: Splits) -> None:
 
 
 def load_decoded(key: str, config: DataConfig) -> Splits | None:
-    """Return what :func:`store_decoded` kept, or None."""
+    """Return what :func:`store_decoded` kept; None where that is nothing, or would fill the memory."""
+    if belongs_on_disk(stored_size("decoded", key), config.data_cache):
+        return None
     tensors = load_stored("decoded", key)
     if tensors is None:
         return None

@@ -161,7 +161,8 @@ def nearest_rows(queries: Tensor, reference: Tensor, count: int = 1) -> tuple[Te
 
     Args:
         queries: (N, D) rows.
-        reference: (M, D) rows among which neighbours are looked for.
+        reference: (M, D) rows among which neighbours are looked for; on whatever device, and moved to that of the queries in
+            pieces.
         count: how many; K = min(count, M).
     """
     found = [_nearest_of_chunk(chunk.double(), reference, count) for chunk in queries.split(QUERIES_PER_CHUNK)]
@@ -171,14 +172,15 @@ def nearest_rows(queries: Tensor, reference: Tensor, count: int = 1) -> tuple[Te
 def _nearest_of_chunk(queries: Tensor, reference: Tensor, count: int) -> tuple[Tensor, Tensor]:
     squared, index = [], []
     for rows in _row_chunks(len(reference), max(len(queries), reference.shape[1])):
-        part = reference[rows].double()
+        part = reference[rows].to(queries.device).double()
         near = _squared_distances(queries, part).topk(min(count, len(part)), largest=False)
         squared.append(near.values)
         index.append(near.indices + rows.start)
     best = torch.cat(squared, 1).topk(min(count, len(reference)), largest=False).indices
     chosen = torch.cat(index, 1).gather(1, best)
     # Dot products cancel for rows that are almost equal; the difference itself does not.
-    return torch.linalg.vector_norm(queries[:, None] - reference[chosen].double(), dim=2), chosen
+    near_rows = reference[chosen.to(reference.device)].to(queries.device).double()
+    return torch.linalg.vector_norm(queries[:, None] - near_rows, dim=2), chosen
 
 
 def _centre(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:

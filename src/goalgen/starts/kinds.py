@@ -34,11 +34,13 @@ class Start(ABC):
         spec: the string that :func:`make_start` makes this start from.
         shape: (C, height, width) of a state.
         needs_goal: states are a function of the goals, which must then be passed.
+        drawn: states are drawn, or depend on how many there are; others can be asked for a part of a batch alone.
     """
 
     spec: str
     shape: Shape
     needs_goal = False
+    drawn = True
 
     def __call__(
         self, batch: int, *, goals: Tensor | None = None, names: Names = None, generator: Generator | None = None
@@ -93,6 +95,7 @@ class ImageStart(Start):
 
     image: Tensor
     from_file: bool = False
+    drawn = False
 
     def __post_init__(self) -> None:
         if tuple(self.image.shape) != self.shape:
@@ -133,6 +136,7 @@ class GoalStart(Start):
     small: tuple[int, int] | None = None
     """(height, width) of the smaller images that its states are enlargements of"""
     needs_goal = True
+    drawn = False
 
     def _states(self, batch: int, goals: Tensor | None, names: Names, generator: Generator | None) -> Tensor:
         assert goals is not None  # __call__ has checked

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from goalgen import rng
 from goalgen.config import Config
-from goalgen.data import BatchOrder, ImageSet, augment_flip, augment_shift, binarize_images, to_unit
+from goalgen.data import BatchOrder, ImageSet, Share, augment_flip, augment_shift, binarize_images, to_unit
 from goalgen.errors import GoalgenError
 from goalgen.family import Draws, Family
 from goalgen.starts import Start
@@ -36,15 +36,18 @@ def conditional_on(family: Family, start: Start, paired: bool) -> list[str]:
 
 def mean_image(images: ImageSet) -> Tensor:
     """Mean of the training images in [-1, 1], (C, height, width)."""
-    total = torch.stack([chunk.double().sum(0) for chunk in images.images.split(4096)]).sum(0)
+    total = torch.zeros(images.shape, dtype=torch.int64)
+    for chunk in images.images.split(512):  # sums of whole numbers: the same in whatever pieces
+        total += chunk.sum(0, dtype=torch.int64)
+    total = total.double()
     return (total / len(images) / (images.levels - 1) * 2 - 1).float()
 
 
 class Batches:
     """Random access to the batches of a run.
 
-    Every process draws the numbers of the whole batch and keeps its rows, so that the number of processes does not
-    change what is learned from.
+    Every process reads its own goals, and draws the numbers of the whole batch of which it keeps its rows, so that the number
+    of processes does not change what is learned from.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Batches:
                 "--flip would mirror the goals and not their partners in the folder of --start; leave it out"
             )
         self.rows = slice(rank * size // world, (rank + 1) * size // world)
+        self.mine = slice(self.rows.start // self.episodes, self.rows.stop // self.episodes)  # ... as goals
         self.maker = ThreadPoolExecutor(1, "batches")  # starts no thread until it is asked to
         self.coming: dict[int, Future[Batch]] = {}
 
@@ -86,21 +90,31 @@ class Batches:
         def stream(name: str) -> torch.Generator:
             return rng.generator(self.config.seed, name, step)
 
-        indices = self.order.indices(step)
+        whole = Share(self.order.batch_size, slice(0, self.order.batch_size))
+        # Only a start that is drawn by the goals of the whole batch needs them all.
+        share = whole if self.start.drawn and self.start.needs_goal else Share(whole.total, self.mine)
+        every = self.order.indices(step)
+        indices = every[share.rows]
         images, levels = self.train.images[indices], self.train.levels
         if self.config.training.augment:
-            images = augment_shift(images, stream("augmentation"))
+            images = augment_shift(images, stream("augmentation"), share=share)
         if self.config.training.flip:
-            images = augment_flip(images, stream("flips"))
+            images = augment_flip(images, stream("flips"), share)
         if self.binarize:
-            images, levels = binarize_images(images, levels, stream("binarisation")), 2
+            images, levels = binarize_images(images, levels, stream("binarisation"), share), 2
         goals = to_unit(images, levels)
-        names = [self.names[i] for i in indices.tolist()] if self.names else None
-        start = self.start(len(goals), goals=goals, names=names, generator=stream("start"))
+        names = [self.names[i] for i in every.tolist()] if self.names else None
+        mine = names and names[share.rows]
+        if self.start.drawn:
+            told = goals if self.start.needs_goal else None
+            start = self.start(whole.total, goals=told, names=names, generator=stream("start"))[share.rows]
+        else:
+            start = self.start(len(goals), goals=goals, names=mine, generator=stream("start"))
         label = None
         if self.family.num_labels:
             assert self.train.labels is not None
             label = self.train.labels[indices]
-        task = Task(start, goals, label, names).repeat(self.episodes)
-        draws, device = self.family.draw(len(task), stream), self.family.device
-        return Batch(task.rows(self.rows).to(device), {k: drawn[:, self.rows].to(device) for k, drawn in draws.items()})
+        task = Task(start, goals, label, mine)
+        task = (task.rows(self.mine) if share == whole else task).repeat(self.episodes)
+        draws, device = self.family.draw(whole.total * self.episodes, stream), self.family.device
+        return Batch(task.to(device), {k: drawn[:, self.rows].to(device) for k, drawn in draws.items()})

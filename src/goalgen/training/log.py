@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.tracking import GeneralTracker, on_main_process
+from torch import Tensor
 
+from goalgen.bound import bits_per_dim
+from goalgen.learning import Learned
 from goalgen.storage import append_text, one_line, write_text
 
 
@@ -53,3 +57,16 @@ def cut_log(path: Path, step: int) -> None:
     if path.is_file():
         kept = [r for r in read_log(path) if r.get("step", 0) <= step]
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def bits_of(learned: Learned, shape: tuple[int, int, int]) -> float:
+    """The bound of a step in bits/dim."""
+    return float(bits_per_dim(learned.bound.total.detach().mean(), shape))
+
+
+def measured(learned: Learned) -> tuple[list[str], Tensor]:
+    """What a step says for the log: names, and (values,) means over the batch."""
+    terms = learned.bound
+    names = ["reconstruction_nats", *(f"kl_nats_{h}" for h in range(len(terms.kl))), *learned.info]
+    extra = [value.detach().reshape(1) for value in learned.info.values()]
+    return names, torch.cat([terms.reconstruction.mean().reshape(1), terms.kl.mean(1), *extra])

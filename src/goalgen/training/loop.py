@@ -30,11 +30,12 @@ from goalgen.storage import write_atomically
 from goalgen.training.batches import Batches, conditional_on, mean_image
 from goalgen.training.checkpoints import Progress, list_checkpoints, load_checkpoint, save_checkpoint
 from goalgen.training.ema import EMA
-from goalgen.training.log import cut_log
+from goalgen.training.log import bits_of, cut_log, measured
 from goalgen.training.machine import StopSignal, choose_precision, compile_networks, make_accelerator, seed_dropout
 from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
 from goalgen.training.pace import Pace
 from goalgen.training.preparation import check_data, check_start, class_names
+from goalgen.training.surviving import surviving
 from goalgen.training.teller import Teller, next_picture
 from goalgen.training.validation import BATCH, draw_snapshot, validation_bound
 
@@ -98,12 +99,17 @@ class Trainer:
     # -- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
-        """Train until the end, a signal, or a loss that is not finite."""
-        self._resume()
+        """Train until the end, a signal, a loss that is not finite, or the death of another process."""
+        with surviving(self.accelerator.num_processes, self.config.out, self._rescue):
+            self._resume()
+            self._train()
+            return self._end()
+
+    def _train(self) -> None:
         if not self.silent and (self.remarks or sys.stderr.isatty()):
             print(*self.remarks, describe_size(self.family), sep="\n", file=sys.stderr, flush=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # TensorBoard's remarks on the Python it was built for
+        with warnings.catch_warnings():  # TensorBoard's remarks on the Python it was built for
+            warnings.simplefilter("ignore", UserWarning)
             self.accelerator.init_trackers("tensorboard" if self.settings.tensorboard else "goalgen")
         self.clock = time.perf_counter() - self.progress.seconds
         self.begun_at = self.saved_at = self.progress.seconds
@@ -123,11 +129,7 @@ class Trainer:
                 if step % self.settings.log_every == 0:
                     self.teller.bits = self._log(names, self.teller.rate(step))["bits_per_dim"]
                 self._at_intervals()
-                self.teller.after(step, self._position(), self.progress.seconds, partial(self._bits_of, learned))
-        return self._end()
-
-    def _bits_of(self, learned: Learned) -> float:
-        return float(bits_per_dim(learned.bound.total.detach().mean(), self.shape))
+                self.teller.after(step, self._position(), self.progress.seconds, partial(bits_of, learned, self.shape))
 
     def _plan_validation(self) -> None:
         """Measure on so many held-out images that one measurement takes a small share of the time; the same ones all along."""
@@ -174,10 +176,11 @@ class Trainer:
         self.optimizer.zero_grad()
         self.accelerator.backward(learned.loss)
         self._check_and_clip(learned)
+        # Processes meet no more before the step is whole, so that what is left of a run has a state to keep.
+        seen = {name: self._mean(value) for name, value in learned.seen.items()}
         self.optimizer.step()
         self.progress.step = step + 1
         self.ema.update(self.family, step + 1)
-        seen = {name: self._mean(value) for name, value in learned.seen.items()}
 
         def streams(name: str) -> torch.Generator:
             return rng.generator(self.config.seed, name, step)
@@ -257,7 +260,11 @@ class Trainer:
         if self.progress.validation_images is not None and self.progress.validation_images < len(images):
             images = images.subset(range(self.progress.validation_images))
         with self.pace.taking("validation"):
-            total = validation_bound(self.ema.module, images, self.start, self.config.seed)
+            share = (self.accelerator.process_index, self.accelerator.num_processes)
+            total = validation_bound(self.ema.module, images, self.start, self.config.seed, share)
+            if share[1] > 1:
+                mine = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
+                total = self.accelerator.reduce(mine, "sum").item()
         bits = float(bits_per_dim(total, self.shape))
         if not math.isfinite(bits):
             self._stop_at_nan(f"the held-out bound is {bits}")
@@ -291,11 +298,18 @@ class Trainer:
         self.progress.window = self._mean(torch.stack(self.window)).tolist() if self.window else []
         if self.main:
             with self.pace.taking("checkpoint"):
-                save_checkpoint(
-                    self.config.out, self.family, self.ema.module, self.optimizer, self.progress, self.settings.keep
-                )
+                self._save_state()
         self.saved_at, self.saved_step = self.progress.seconds, self.progress.step
         self.accelerator.wait_for_everyone()
+
+    def _save_state(self) -> None:
+        state = (self.family, self.ema.module, self.optimizer, self.progress)
+        save_checkpoint(self.config.out, *state, self.settings.keep)
+
+    def _rescue(self) -> None:
+        """Keep the last whole step, when the other processes can no longer be asked."""
+        self.progress.window = torch.stack(self.window).tolist() if self.window else []
+        self._save_state()
 
     # -- beginning and end -----------------------------------------------------------------------------------------
 
@@ -330,11 +344,3 @@ class Trainer:
         self.accelerator.end_training()
         progress, given = self.progress, conditional_on(self.family, self.start, self.batches.names is not None)
         return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted, given)
-
-
-def measured(learned: Learned) -> tuple[list[str], Tensor]:
-    """What a step says for the log: names, and (values,) means over the batch."""
-    terms = learned.bound
-    names = ["reconstruction_nats", *(f"kl_nats_{h}" for h in range(len(terms.kl))), *learned.info]
-    extra = [value.detach().reshape(1) for value in learned.info.values()]
-    return names, torch.cat([terms.reconstruction.mean().reshape(1), terms.kl.mean(1), *extra])

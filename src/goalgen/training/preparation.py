@@ -24,7 +24,7 @@ from goalgen.storage import load_json, locked, one_line
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
-    "tensorboard", "quiet", "out", "epochs", "device",
+    "tensorboard", "quiet", "out", "epochs", "device", "data_cache",
 }  # fmt: skip
 """Settings that a run may be resumed with although they differ; all others decide what is learned."""
 
@@ -124,7 +124,7 @@ def check_data(config: Config, data: Splits) -> Provenance:
     now, saved = Provenance.of(data), config.out / "config.json"
     before = Provenance.load(config.out / FILE)
     # Other settings of the data are told by prepare_folder.
-    same = before is not None and saved.exists() and load_config(saved).data == config.data
+    same = before is not None and saved.exists() and not differences(config.data, load_config(saved).data)
     if before is not None and same and (words := before.differences(now)):
         raise GoalgenError(
             f"{config.data.data}: not the images that the run in {config.out} was begun with ({words}); put them back, or "

@@ -20,15 +20,19 @@ COUNT, ROWS, MOVING = 64, 8, 16
 
 
 @torch.no_grad()
-def validation_bound(family: Family, images: ImageSet, start: Start, seed: int) -> float:
+def validation_bound(
+    family: Family, images: ImageSet, start: Start, seed: int, share: tuple[int, int] = (0, 1)
+) -> float:
     """Mean J over ``images`` in nats, with the same noise at every call. (Equation 3)
+
+    ``share`` is (rank, number of processes): each measures its own batches, and the mean is the sum of what all return.
 
     It is the family's own estimate, and may differ a little from what :meth:`goalgen.model.Model.nll_bound` says of whole
     episodes.
     """
     paired, passes, total = start.pairs_with(images.names), -(-family.least_validation // len(images)), 0.0
     for repeat in range(passes):
-        for first in range(0, len(images), BATCH):
+        for first in range(share[0] * BATCH, len(images), share[1] * BATCH):
             part = images.subset(range(first, min(first + BATCH, len(images))))
             goals, names = to_unit(part.images, part.levels), part.names if paired else None
             generator = rng.generator(seed, "validation", first + repeat * len(images))
