@@ -27,7 +27,13 @@ from goalgen.pictures import save_png, tile
 SURE = 0.9
 """Probability of a class from which on the judge counts as confident."""
 
-STROKES: dict[str, Any] = {"environment": "strokes", "horizon": 10, "start": "constant:0", "batch_size": 64}
+STROKES: dict[str, Any] = {
+    "environment": "strokes",
+    "horizon": 10,
+    "start": "constant:0",
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+}
 ON: dict[str, dict[str, Any]] = {
     "mnist": {},
     "fashion_mnist": {"stroke_inks": "white white/0.5 black black/0.5"},
@@ -41,9 +47,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradient": {"stroke_learner": "gradient", "episodes_per_goal": 8},
     "greedy": {"stroke_ahead": False},
     "no S-agent": {"stroke_prior": 0.0},
+    "corrected": {"stroke_correction": True},
     "hindsight": {"stroke_hindsight": 0.3},
 }
 """Ways to learn: the improved policy, the policy gradient, without a look ahead, without the S-agent in the return, with
+the correction for proposals, with
 reached canvases as goals."""
 
 COUNTS = (1, 2, 4, 8, 16)

@@ -71,6 +71,8 @@ class Search:
     """of the improvement: 1 is equation 6; near 0 only the best candidate counts"""
     prior: float = 1.0
     """weight of log p in it: 1 is equation 6; at 0 the GC-agent pays no heed to the S-agent"""
+    corrected: bool = True
+    """whether candidates count by how likely they were drawn, as in equation 6; else what proposes for itself sharpens itself"""
     hindsight: float = 0.0
     """weight of what is learned of episodes told, as their goal, the canvas that they reached; 0: nothing"""
 
@@ -142,6 +144,7 @@ def learn_improved(
             actions, log_m, log_p = _candidates(seen, goal, decision, q, search, draws["candidates"][h][live])
             ahead = judge.look(agents, seen, goal, decision, actions)
             log_weight, value = improve(search.prior * log_p, ahead, log_m, search.temperature)
+            log_weight = log_weight if search.corrected else (log_weight + log_m).log_softmax(0)
             chosen, worth = _choose(actions, log_weight, ahead, draws["choice"][h][live, 0])
             own = q.sample(noise[h][live])
             searched = ~alone[live] & (draws["choice"][h][live, 1] < search.share)
@@ -169,8 +172,6 @@ def hindsight_loss(
     agents: Agents, task: Task, done: list[tuple[int, Tensor, Tensor, Tensor]], reached: Tensor
 ) -> Tensor:
     """-log q of what was done, told the canvas reached as the goal, nats an episode (Andrychowicz et al. 2017).
-
-    It is no part of J: it teaches the GC-agent how canvases come about that its goals do not show yet.
 
     Args:
         done: of every step: h, rows that were not over, the states of all (B, ...), actions of these rows.

@@ -71,6 +71,9 @@ class StrokesSettings(config.Settings):
     """The GC-agent learns what later strokes will bring; without, it looks one stroke ahead."""
     stroke_prior: float = config.of_training(1.0)
     """Weight of the S-agent's policy in what the GC-agent is paid; 0: it draws as if it need not be foretold."""
+    stroke_correction: bool = config.of_training(False)
+    """Weigh candidates by how likely they were to be drawn, too, as the best policy would have it. Without, the GC-agent's own
+    candidates count for more, and it learns faster; what is reported as the bound is that of what it has become, either way."""
     stroke_hindsight: float = config.of_training(0.0)
     """Weight of what the GC-agent learns, of every fourth drawing, as if what came out had been its goal; only "improved"."""
 
@@ -133,7 +136,7 @@ class Strokes(Family):
         own = settings.stroke_candidates - others - random
         return Search(
             own, others, Missing(random - 1), random, FITTED, settings.stroke_search, prior=settings.stroke_prior,
-            hindsight=settings.stroke_hindsight,
+            corrected=settings.stroke_correction, hindsight=settings.stroke_hindsight,
         )  # fmt: skip
 
     def draw(self, batch: int, streams: Streams) -> Draws:

@@ -25,6 +25,9 @@ CROP = 3
 REACH = 4.0
 """What is proposed at random ends about so many positions from where it starts, and bends by about half as many."""
 
+SHARP = 4.0
+"""Logits are so many times what the networks say, so that few steps of learning make a policy sharp."""
+
 CRITIC_RATE = 10.0
 """Two numbers a step learn faster than the weights of a network."""
 
@@ -58,9 +61,11 @@ class Pointer(nn.Module):
         features, width, patch = self.torso.num_features, spec.head_width, spec.patch
         side = CROP * patch
         self.crop = nn.Conv2d(channels, width, side, stride=patch, padding=(side - patch) // 2)
+        self.coarse = nn.Linear(features, width * self.finer**2)
+        self.fine = nn.Conv2d(width, width, 3, padding=1)
         self.start = nn.Linear(width, 1)
         self.stop = nn.Linear(self.torso.num_context, 1)
-        self.maps = nn.Linear(features, 3 * width * self.finer**2)  # of starts, of ends, of keys, at finer positions
+        self.maps = nn.Linear(width, 3 * width)  # of starts, of ends, of keys
         self.query = nn.Linear(width, width)
         way = (
             torch.cartesian_prod(*map(torch.arange, grid))[None]
@@ -70,7 +75,9 @@ class Pointer(nn.Module):
         self.register_buffer("way", way, persistent=False)  # (P, P): which of the ways leads from one to the other
         self.way: Tensor
         ways = (2 * grid[0] - 1) * (2 * grid[1] - 1)
-        self.toward, self.from_pen = nn.Parameter(torch.zeros(ways)), nn.Parameter(torch.zeros(ways))
+        self.from_pen = nn.Parameter(torch.zeros(ways))
+        self.compass = nn.Linear(width, ways)  # where to go, seen from the start, wherever that is
+        nn.init.zeros_(self.compass.weight)
         self.along = nn.Embedding(ways, width)
         _, _, bends, widths, inks = self.space.sizes
         self.bent, self.wide = nn.Embedding(bends, width), nn.Embedding(widths, width)
@@ -81,15 +88,15 @@ class Pointer(nn.Module):
     def policy(self, seen: Seen, images: Tensor) -> Autoregressive:
         """The policy at states (B, ...), from images (B, channels, height, width)."""
         features, context = self.torso(seen.h, images, seen.label, seen.memory)
-        here, there, key = (self.spread(part) for part in self.maps(features.transpose(1, 2)).chunk(3, -1))
-        here = here + full_precision(self.crop(images)).flatten(2).transpose(1, 2)
+        fine = self.crop(images) + self.spread(self.coarse(features.transpose(1, 2)))
+        fine = F.silu(self.fine(F.silu(fine)) + fine).flatten(2).transpose(1, 2)  # (B, P, width)
+        here, there, key = full_precision(self.maps(fine)).chunk(3, -1)
         environment = world(seen.environment)
         pen = environment.pen(seen.state)
         drawn = torch.where((pen > 0)[:, None], self.from_pen[self.way[(pen - 1).clamp(min=0)]], 0.0)
         with torch.autocast(images.device.type, enabled=False):
             first = self.start(F.silu(here))[..., 0] + drawn
-            first = torch.cat([first, self.stop(full_precision(context))], 1)  # (B, P + 1)
-        toward = self.toward[self.way]
+            first = SHARP * torch.cat([first, self.stop(full_precision(context))], 1)  # (B, P + 1)
 
         def conditional(part: int, before: Tensor) -> Tensor:
             if part == START:
@@ -98,20 +105,22 @@ class Pointer(nn.Module):
                 start = before[..., START].clamp(max=here.shape[1] - 1)
                 x = _at(here, start)  # (B, K, width)
                 if part == END:
-                    return self.query(F.silu(x)) @ key.transpose(1, 2) * key.shape[-1] ** -0.5 + toward[start]
+                    query = F.silu(x)
+                    near = self.compass(query).gather(-1, self.way[start])
+                    return SHARP * (self.query(query) @ key.transpose(1, 2) * key.shape[-1] ** -0.5 + near)
                 x = x + _at(there, before[..., END]) + self.along(self.way[start, before[..., END]])
                 x = x if part == BEND else x + self.bent(before[..., BEND])
                 x = x if part <= WIDTH else x + self.wide(before[..., WIDTH])
-                logits: Tensor = self.heads[part - BEND](F.silu(x))
+                logits: Tensor = SHARP * self.heads[part - BEND](F.silu(x))
                 return logits
 
         return Autoregressive(self.space, environment.ended(seen.state), conditional)
 
     def spread(self, tokens: Tensor) -> Tensor:
-        """Numbers at finer positions, (B, P, width), from those of the network's, which hold them one beside the other."""
+        """Numbers at finer positions, (B, width, rows, columns), from those of the network's, which hold them side by side."""
         finer, (rows, columns) = self.finer, self.torso.top.grid
-        parts = full_precision(tokens).view(len(tokens), rows, columns, finer, finer, -1)
-        return parts.permute(0, 1, 3, 2, 4, 5).reshape(len(tokens), rows * columns * finer**2, -1)
+        parts = tokens.view(len(tokens), rows, columns, finer, finer, -1)
+        return parts.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * finer, columns * finer)
 
 
 def _at(tokens: Tensor, index: Tensor) -> Tensor:
