@@ -47,10 +47,8 @@ def gap(agents: Agents, task: Task, best: Tensor) -> float:
         return float((exact.expected_bound(agents, task) - best).max())
 
 
-def test_the_improved_policy_reaches_the_optimum():
-    agents, judge, task, best, learns = world()
-    assert gap(agents, task, best) > 0.5
-    search, many = Search(own=16, others=16, share=0.7), task.repeat(8)
+def improve_for_a_while(agents: Agents, judge: Judge, task: Task, learns: list[nn.Parameter], **search) -> None:
+    search, many = Search(own=16, others=16, share=0.7, **search), task.repeat(8)
     optimizer = torch.optim.Adam(learns, lr=0.2)
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
@@ -62,10 +60,23 @@ def test_the_improved_policy_reaches_the_optimum():
         optimizer.zero_grad()
         learned.loss.backward()
         optimizer.step()
+
+
+def test_the_improved_policy_reaches_the_optimum():
+    agents, judge, task, best, learns = world()
+    assert gap(agents, task, best) > 0.5
+    improve_for_a_while(agents, judge, task, learns)
     assert gap(agents, task, best) < 0.02
     # V is the value: at the first step the likelihood itself. (Equation 7)
     start = agents.see(0, agents.environment.initial(task.start))
     assert torch.allclose(judge.value(start, task.goal), -best, atol=0.1)
+
+
+def test_uncorrected_candidates_miss_the_best_policy():
+    """They lean to whatever proposes, so the correction is what makes (32) right."""
+    agents, judge, task, best, learns = world()
+    improve_for_a_while(agents, judge, task, learns, corrected=False)
+    assert gap(agents, task, best) > 0.05
 
 
 @pytest.mark.parametrize(
