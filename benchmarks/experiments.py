@@ -19,7 +19,7 @@ from contenders import RUNS, SETUPS, Contender, Job, Options, Row
 from contest import compare
 from fitting import train_goalgen
 from folders import FOLDERS, folder
-from painting import STROKES, VARIANTS, painting
+from painting import STROKES, VARIANTS, WORK, painting, strokes_speed
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 
@@ -250,6 +250,11 @@ EXPERIMENTS = {
         "what do agents paint, and draw, that learn without a gradient through the world?",
         lambda o: rows_of(variant=VARIANTS, seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200},
         {"seeds": (0,), "num_test": 2000}, at_once=1, threads=2, trial=True, keeps=True,
+    ),
+    "strokes_speed": Experiment(
+        "strokes a second: judged, drawn, learned from; and by resvg, one file each",
+        lambda o: rows_of(work=WORK, threads=tuple(range(1, CORES + 1)), round=o.seeds), strokes_speed,
+        defaults={"seconds": 3.0, "seeds": (0, 1, 2)}, told=(), at_once=1, threads=CORES,
     ),
     "zoo": Experiment(
         "the models that come with the package: made and measured (of demo and defaults, if they are there)",

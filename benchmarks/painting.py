@@ -6,23 +6,31 @@ Everything is drawn at temperature 1, from the policies alone: nothing is search
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from contenders import Job, Options, Row
 from fitting import train_goalgen
 from quality import quality
 from report import PICTURES
 from torch import Tensor
 
-from goalgen import rng
+from goalgen import configure, rng
 from goalgen.bound import bound
 from goalgen.data import Splits, from_unit, to_unit
-from goalgen.families.strokes import Missing
+from goalgen.families import make
+from goalgen.families.strokes import Missing, draw
+from goalgen.families.strokes.svg import to_svg
+from goalgen.learning import Clock
 from goalgen.metrics.features import ClassifierFeatures
 from goalgen.model import Model
 from goalgen.pictures import save_png, tile
+from goalgen.settings import complete
+from goalgen.task import Task
 
 SURE = 0.9
 """Probability of a class from which on the judge counts as confident."""
@@ -205,3 +213,62 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
         save_png(tile(pairs, 8), PICTURES / f"{options.data}-paintings.png")
         save_png(tile(drawn[:64], 8), PICTURES / f"{options.data}-strokes.png")
     return {**went, "num_test": len(goal), "threads": torch.get_num_threads(), **row}
+
+
+# how fast -----------------------------------------------------------------------------------------------------------
+
+WORK = ("candidates judged", "strokes drawn", "learner", "resvg, one by one")
+CANVASES, KINDS_OF = 64, 36
+"""Canvases worked on at once, and strokes for each."""
+
+
+def strokes_speed(job: Job, options: Options, folder: Path) -> Row:
+    """Strokes a second: judged, drawn, learned from; and drawn by resvg, an SVG file each."""
+    torch.set_num_threads(job["threads"])
+    config = configure(**STROKES, data="digits")
+    family = make(complete(config), (1, 28, 28), 256)
+    environment, order = family.environment, rng.generator(job["round"], "speed of strokes")
+    goal = (
+        F.interpolate(torch.rand(CANVASES, 1, 5, 5, generator=order), size=(28, 28), mode="bicubic").clamp(0, 1) * 2 - 1
+    )
+    state = environment.initial(torch.full_like(goal, -1.0))
+    (proposer, _), _ = Missing(KINDS_OF)(family.see(0, state), goal, None)  # type: ignore[arg-type]
+    actions = proposer.sample_many(
+        environment.action_space.noise(KINDS_OF * CANVASES, order).unflatten(0, (KINDS_OF, CANVASES))
+    )
+    brush, many = environment.strokes(actions.flatten(0, 1)), environment.canvas(state).repeat(KINDS_OF, 1, 1, 1)
+    optimizer = torch.optim.Adam(family.parameters())
+
+    def learn() -> None:
+        learned = family.learn(
+            Task(environment.canvas(state), goal), family.draw(CANVASES, lambda name: order), Clock()
+        )
+        optimizer.zero_grad()
+        learned.loss.backward()
+        optimizer.step()
+
+    def one_by_one() -> None:
+        import resvg_py
+
+        for row in range(CANVASES):
+            resvg_py.svg_to_bytes(
+                svg_string=to_svg(environment, environment.canvas(state)[0], actions[0, row : row + 1]),
+                width=28,
+                height=28,
+            )
+
+    work, count = {
+        "candidates judged": (lambda: environment.error_changes(state, goal, actions), len(brush)),
+        "strokes drawn": (lambda: draw(many, brush), len(brush)),
+        "learner": (learn, CANVASES * family.search.count * family.horizon),
+        "resvg, one by one": (one_by_one, CANVASES),
+    }[job["work"]]
+    images = CANVASES if job["work"] == "learner" else 0
+    work()
+    seconds = []
+    while len(seconds) < 5 or sum(seconds) < options.seconds:
+        begun = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begun)
+    each = statistics.median(seconds)
+    return {"strokes_per_second": count / each, **({"images_per_second": images / each} if images else {})}

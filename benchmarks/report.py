@@ -216,6 +216,24 @@ def strokes(data: str, title: str) -> str:
                 seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
 
 
+def strokes_speed() -> str:
+    results = read("strokes_speed")
+    if not results["rows"]:
+        return ""
+    threads = sorted({row["threads"] for row in results["rows"]})
+
+    def rate(work: str, count: int) -> str:
+        found = [r for r in results["rows"] if (r["work"], r["threads"]) == (work, count)]
+        middle = f"{statistics.median(r['strokes_per_second'] for r in found):,.0f}" if found else ""
+        images = [r["images_per_second"] for r in found if "images_per_second" in r]
+        return middle + (f" ({statistics.median(images):.1f} images/s)" if images else "")
+
+    works = dict.fromkeys(row["work"] for row in results["rows"])
+    rows = [[work, *(rate(work, count) for count in threads)] for work in works]
+    head = ["strokes a second, 28x28", *(f"{n} thread{'s' if n > 1 else ''}" for n in threads)]
+    return fill("strokes_speed", rates=table(head, rows), about=about(results, "strokes_speed"))
+
+
 def likelihood(name: str, title: str) -> str:
     results = read(f"likelihood_{name}")
     rows: Rows = results["rows"]
@@ -346,7 +364,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("strokes", NAMES, strokes), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, zoo(), of_data("strokes", NAMES, strokes), strokes_speed(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip
