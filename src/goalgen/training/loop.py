@@ -118,6 +118,8 @@ class Trainer:
             while not self._finished():
                 learned = self._step()
                 names, values = measured(learned)
+                if self.window and self.window[0].shape != values.shape:
+                    raise GoalgenError(f"the last checkpoint in {self.config.out} is damaged: its window is another model's")
                 self.window.append(values)
                 step = self.progress.step
                 if step % self.settings.log_every == 0:
