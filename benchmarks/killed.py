@@ -290,6 +290,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     Image.init()
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports half a second of torch
     kinds: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in options.only:

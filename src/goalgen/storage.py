@@ -192,6 +192,15 @@ def recover_all(*folders: Path) -> None:
                 _remove(leaving)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that, if that is cut off, no part of it stays under its name."""
+    gone = path.with_name(f".{path.name}.gone.tmp")
+    with suppress(OSError):
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

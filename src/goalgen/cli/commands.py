@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, ShowOptions
+from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, ShowOptions, data_of
 from goalgen.cli.parsing import parse, parse_config
 from goalgen.cli.samples import run_sample
 from goalgen.errors import as_line
@@ -79,7 +79,10 @@ def run_evaluate(arguments: Sequence[str]) -> int:
     if options.json is not None:
         check_file(options.json, "nll_bound_nats", "numbers", options.force)
     model = options.load()
-    source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
+    if options.data is None:
+        source = data_of(model, "--data")
+    else:
+        source = dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
     if options.json is not None:
         write_text(options.json, json.dumps(numbers, indent=2) + "\n")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from goalgen.errors import GoalgenError
-from goalgen.storage import load_json, load_tensors, one_line, save_tensors, write_folder
+from goalgen.storage import load_json, load_tensors, one_line, remove_folder, save_tensors, write_folder
 
 
 @dataclass
@@ -114,7 +113,7 @@ def save_checkpoint(
 
     write_folder(path, fill)
     for old in list_checkpoints(folder)[: -max(keep, 1)]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

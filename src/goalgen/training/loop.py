@@ -112,21 +112,28 @@ class Trainer:
             self.pace.total, self._position(), self.progress.step, len(self.data.train), self.settings.batch_size or 0,
             self.pace.limit if self.pace.timed else None, bool(self.remarks), self.silent,
         )  # fmt: skip
-        with self.teller.telling, self.stop.listening():
-            if self.pace.timed and not self.pace.is_late(self.progress.seconds):
-                self._plan_validation()
-            while not self._finished():
-                learned = self._step()
-                names, values = measured(learned)
-                if self.window and self.window[0].shape != values.shape:
-                    raise GoalgenError(f"the last checkpoint in {self.config.out} is damaged: its window is another model's")
-                self.window.append(values)
-                step = self.progress.step
-                if step % self.settings.log_every == 0:
-                    self.teller.bits = self._log(names, self.teller.rate(step))["bits_per_dim"]
-                self._at_intervals()
-                self.teller.after(step, self._position(), self.progress.seconds, partial(self._bits_of, learned))
-        return self._end()
+        with self.stop.listening():  # at the end too: what was learned since the last checkpoint is not lost there
+            with self.teller.telling:
+                self._learn()
+            return self._end()
+
+    def _learn(self) -> None:
+        """Steps until the end, or a signal."""
+        if self.pace.timed and not self.pace.is_late(self.progress.seconds):
+            self._plan_validation()
+        while not self._finished():
+            learned = self._step()
+            names, values = measured(learned)
+            if self.window and self.window[0].shape != values.shape:
+                raise GoalgenError(
+                    f"the last checkpoint in {self.config.out} is damaged: its window is another model's"
+                )
+            self.window.append(values)
+            step = self.progress.step
+            if step % self.settings.log_every == 0:
+                self.teller.bits = self._log(names, self.teller.rate(step))["bits_per_dim"]
+            self._at_intervals()
+            self.teller.after(step, self._position(), self.progress.seconds, partial(self._bits_of, learned))
 
     def _bits_of(self, learned: Learned) -> float:
         return float(bits_per_dim(learned.bound.total.detach().mean(), self.shape))
