@@ -31,13 +31,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "first-hour.md"
-COLUMNS, SHOWN = 110, 24
-"""Width of the terminal, and lines of one command that the page shows."""
+COLUMNS, SHOWN, LONG = 110, 24, 120
+"""Width of the terminal, lines of one command that the page shows, and length from which a line is shown in full only once."""
 
 INTRO = """# A first hour
 
 What a new user types and what goalgen answers, from beginning to end. `benchmarks/first_hour.py` types it, checks every answer, and writes
-this page; what a clock decides reads …, and so do the lines that are left out. The images, {images} in all, are drawn by the script and have what
+this page; what a clock decides reads …, and so does what is left out, or was shown before. The images, {images} in all, are drawn by the script and have what
 folders of images have: sizes that differ, 16-bit grey, a palette with transparency, a `.jfif`, a file that is cut off, one that is no image, a text
 file, a link, an image that is in both train and test, names with spaces and control characters, and classes called 0 to 11.
 """
@@ -96,7 +96,7 @@ def steps(seconds: int) -> list[Step]:
         Step(train, 130, ("goes on", "unreadable"), interrupt="images/s: ", short=True,
              title="Train, stop, go on", about="Ctrl-C after some seconds; then the same command."),
         Step(train, 0, ("done",), short=True),
-        Step(train, 0, ("done",), about="Once more: it is finished."),
+        Step(train, 0, ("done already",), about="Once more: it is finished."),
         Step("goalgen show runs/mine", 0, ("start: mean",), title="Look at it", short=True),
         Step("goalgen sample runs/mine --num 16 --out new --grid", 0, ("16 images in new",), short=True),
         error("goalgen sample runs/mine --num 16 --out new --grid", "--force", short=True),
@@ -253,10 +253,11 @@ def neutral(text: str, folder: Path) -> str:
 def page(done: list[Step], images: int, folder: Path) -> str:
     parts = [INTRO.format(images=images)]
     block: list[str] = []
+    seen: set[str] = set()  # long lines, which are shown in full once
 
     def close() -> None:
         if block:
-            parts.append("```console\n" + "\n".join(block) + "\n```\n")
+            parts.append("```text\n" + "\n".join(block) + "\n```\n")
             block.clear()
 
     for step in done:
@@ -266,6 +267,9 @@ def page(done: list[Step], images: int, folder: Path) -> str:
         first, *rest = step.words.splitlines()
         block.extend([f"$ {first}", *rest])
         lines = neutral(as_seen(step.output), folder).splitlines()
+        known = [len(line) > LONG and line in seen for line in lines]
+        seen |= set(lines)
+        lines = [f"{line[:60]} …" if again else line for line, again in zip(lines, known, strict=True)]
         if len(lines) > step.shown:
             lines = [*lines[: step.shown], f"… ({len(lines) - step.shown} more lines)"]
         if step.interrupt:  # a terminal echoes it

@@ -149,6 +149,15 @@ def test_epochs_are_steps_in_other_words(tmp_path, capsys):
     assert "--epochs must be above 0" in capsys.readouterr().err
 
 
+def test_a_finished_run_says_that_it_was_finished(tmp_path, capsys):
+    options = tiny_options(tmp_path / "run", max_steps=2)
+    for words in ("done: step 2", "done already; a larger --max-steps or --max-seconds goes on: step 2"):
+        assert cli.main(["train", *options]) == 0
+        assert capsys.readouterr().out.startswith(words)
+    assert cli.main(["train", *options, "--max-steps", "3"]) == 0
+    assert capsys.readouterr().out.startswith("done: step 3")
+
+
 def test_the_device_of_training_is_an_option(tmp_path, capsys):
     assert cli.main(["train", *tiny_options(tmp_path / "run", device="cpu", max_steps=2)]) == 0
     if not torch.cuda.is_available():

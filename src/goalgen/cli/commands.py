@@ -21,14 +21,19 @@ def run_train(arguments: Sequence[str]) -> int:
 
     from goalgen.settings import load_preset
     from goalgen.training import train
+    from goalgen.training.checkpoints import list_checkpoints
 
     preset, rest = _take_preset(list(arguments))
     if any(a in ("-h", "--help") for a in rest):
         print(first_help())
-    outcome = train(parse_config(rest, None if preset is None else load_preset(preset)))
+    config = parse_config(rest, None if preset is None else load_preset(preset))
+    before = list_checkpoints(config.out)[-1:]
+    outcome = train(config)
     given = f" given {' and '.join(outcome.conditional_on)}" if outcome.conditional_on else ""
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim{given}"
     done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
+    if not outcome.interrupted and [path.name for path in before] == [f"step-{outcome.step:08d}"]:
+        done = "done already; a larger --max-steps or --max-seconds goes on"
     if PartialState().is_main_process:
         print(
             f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}"
