@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 import shlex
@@ -265,6 +266,15 @@ def test_messages_in_the_guide_are_those_of_the_code():
     source = re.sub(r"\{which\}", "best", re.sub(r'"\s*\n\s*f?"', "", source))
     for message in messages:
         assert message in source, f"no error says {message!r}"
+
+
+def test_what_the_guide_says_of_kills_and_random_changes_is_in_the_result_files():
+    results, text = ROOT / "benchmarks" / "results", " ".join(GUIDE.read_text(encoding="utf-8").split())
+    killed = json.loads((results / "killed.json").read_text())
+    assert f"killed runs of {len(killed['kinds'])} kinds {killed['kills']} times" in text
+    assert not any(kind["wrong"] for kind in killed["kinds"].values())
+    fuzzed = json.loads((results / "fuzz.json").read_text())
+    assert f"{fuzzed['cases']:,} cases in {fuzzed['minutes']:.0f} minutes" in text
 
 
 # -- links and leavings --------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,35 @@ def test_sizes_that_are_none_are_left_to_be_refused(tmp_path, capsys):
     assert with_sizes(["--image-size"]) == ["--image-size"]
     assert cli.main(["train", "--out", str(tmp_path / "run"), "--image-size", "large"]) == 2
     assert configure(image_size=12).data.image_size == (12, 12)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--image-size", "big"], "--image-size takes two whole numbers, not big"),
+        (["--image-size"], "--image-size takes two whole numbers, not nothing"),
+        (["--limit", "few"], "--limit takes a whole number, not few"),
+        (["--max-seconds", "long"], "--max-seconds takes a number, not long"),
+    ],
+)
+def test_a_value_that_cannot_be_is_answered_without_types_of_python(typed, words, capsys):
+    assert cli.main(["train", *typed]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error) < 120
+
+
+@pytest.mark.parametrize(("start", "option"), [("mean", "--data"), ("mask:0.5", "--start-goals")])
+def test_images_that_were_moved_are_asked_for(tmp_path, capsys, start, option):
+    folder = write_images(tmp_path / "images", 24)
+    train(tiny_config(tmp_path / "run", data=folder, start=start, limit=None, max_steps=2))
+    folder.rename(tmp_path / "moved")
+    use = ["evaluate"] if option == "--data" else ["sample", "--out", str(tmp_path / "samples"), "--num", "2"]
+    assert cli.main([use[0], str(tmp_path / "run"), *use[1:]]) == 2
+    error = capsys.readouterr().err
+    assert f"is not there any more, and the model was made from the images in it; say with {option} where" in error
+    if use[0] == "sample":
+        assert cli.main([use[0], str(tmp_path / "run"), *use[1:], option, str(tmp_path / "moved")]) == 0
 
 
 @pytest.mark.parametrize(
@@ -116,6 +147,15 @@ def test_epochs_are_steps_in_other_words(tmp_path, capsys):
     assert "give one of them" in capsys.readouterr().err
     assert cli.main(["train", *options, "--epochs", "0"]) == 2
     assert "--epochs must be above 0" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_that_it_was_finished(tmp_path, capsys):
+    options = tiny_options(tmp_path / "run", max_steps=2)
+    for words in ("done: step 2", "done already; a larger --max-steps or --max-seconds goes on: step 2"):
+        assert cli.main(["train", *options]) == 0
+        assert capsys.readouterr().out.startswith(words)
+    assert cli.main(["train", *options, "--max-steps", "3"]) == 0
+    assert capsys.readouterr().out.startswith("done: step 3")
 
 
 def test_the_device_of_training_is_an_option(tmp_path, capsys):
@@ -285,3 +325,14 @@ def test_flips_are_seen_by_the_batches_of_a_run(tmp_path):
     folder = write_images(tmp_path / "images", 24)
     with pytest.raises(GoalgenError, match="--flip would mirror the goals and not their partners"):
         train(tiny_config(tmp_path / "pairs", data=folder, start=str(folder), flip=True))
+
+
+# All of it
+
+
+@pytest.mark.slow
+def test_the_hour_of_a_new_user_has_no_surprise():
+    """A part of what docs/first-hour.md shows, off a terminal and on one."""
+    script = Path(__file__).parents[1] / "benchmarks" / "first_hour.py"
+    done = subprocess.run([sys.executable, str(script), "--short", "--seconds", "10"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

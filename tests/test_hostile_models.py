@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import struct
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import tiny_config
+from runs import environment, tiny_config
 from safetensors.torch import load_file, save_file
 
 from goalgen import GoalgenError, cli, load
@@ -227,3 +229,12 @@ def test_no_file_of_weights_ends_in_a_traceback(models, tmp_path, data):
 
 def test_sound_models_are_taken(models):
     assert [tried(folder) for folder in models.values()] == [""] * len(models)
+
+
+@pytest.mark.slow
+def test_a_minute_of_random_changes_finds_no_fault():
+    """Everything that goalgen reads, other cases every minute. benchmarks/fuzz.py --case N is one of them again."""
+    script, first = Path(__file__).parents[1] / "benchmarks" / "fuzz.py", str(int(time.time()))
+    command = [sys.executable, str(script), "--minutes", "1", "--first", first]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 
@@ -46,6 +47,21 @@ def test_off_a_terminal_there_is_a_line_every_half_minute(capsys):
     assert lines[0] == "work: 15%, so far so good, 2:50 min left"
     assert len(lines) == 6
     assert lines[-1] == "work: 90%, so far so good, 20 s left"
+
+
+def test_a_bar_says_first_what_must_not_be_cut_off(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    now = [0.0]
+    with Telling(100, clock=lambda: now[0]) as telling:
+        assert telling.has_bar
+        for position in range(1, 50):
+            now[0] += 1.0
+            telling.at(position, lambda: "step 3, {braces}")
+    last = [state for state in screen.getvalue().split("\r") if state.strip()][-1]
+    assert re.fullmatch(r"\s*49%\|.*\| 51 s left, step 3, \{braces\}\s*", last)
+    assert ", step" not in screen.getvalue().replace("left, step", "")
 
 
 def test_there_is_no_estimate_while_it_could_only_be_wrong():

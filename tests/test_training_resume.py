@@ -7,18 +7,21 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from runs import different, digest, finish, start, timeless_log, tiny_config, tiny_options, write_images
+from runs import different, digest, edit_json, finish, start, timeless_log, tiny_config, tiny_options, write_images
 from safetensors.torch import load_file, save_file
 
-from goalgen import cli
+from goalgen import cli, storage
 from goalgen.families.proposals import GreedyGCAgent, Proposals
 from goalgen.training import train
 from goalgen.training.checkpoints import list_checkpoints
 from goalgen.training.log import read_log
+from goalgen.training.loop import Trainer
 
 
 class StoppingGCAgent(GreedyGCAgent):
@@ -127,20 +130,30 @@ def half_written(folder: Path) -> list[Path]:
     return list((folder / "checkpoints").glob(".step-*.tmp"))
 
 
-def test_run_killed_ten_times_is_the_run_never_killed(tmp_path):
+KILLED: dict[str, tuple[int, dict[str, Any]]] = {
+    "proposals": (4, {"max_steps": 70}),
+    "latent": (3, {"max_steps": 60, "environment": "latent", "latent_size": 3}),
+    "stages": (3, {"max_steps": 40, "environment": "code:1+bridge:2", "code_size": 4, "network": "unet", "patch": 2}),
+}
+"""Ten kills: how many of a run of each family, and its settings. (benchmarks/killed.py kills more of more.)"""
+
+
+@pytest.mark.parametrize("family", KILLED)
+def test_run_killed_ten_times_is_the_run_never_killed(tmp_path, family):
     """Half of the kills wait for a checkpoint to be half written, the others for a random moment."""
-    steps, kills = 130, 10
+    kills, changes = KILLED[family]
     settings = {
-        "data": str(write_images(tmp_path / "images")), "max_steps": steps, "checkpoint_every": 3, "eval_every": 8,
-        "log_every": 4, "picture_every": 50,
+        "data": str(write_images(tmp_path / "images")), "checkpoint_every": 3, "eval_every": 8, "log_every": 4,
+        "picture_every": 25, **changes,
     }  # fmt: skip
+    steps = settings["max_steps"]
     whole = train(tiny_config(tmp_path / "whole", **settings)).folder
     folder = tmp_path / "killed"
     moments = random.Random(0)
     cut_short = 0
     for kill in range(kills):
         process = start(["train", *tiny_options(folder, **settings)])
-        wait_for_step(folder, steps * (kill + 1) // (kills + 1) - moments.randrange(6), process)
+        wait_for_step(folder, steps * (kill + 1) // (kills + 2) - moments.randrange(6), process)
         if kill % 2:
             time.sleep(moments.uniform(0, 0.04))
         else:
@@ -149,6 +162,8 @@ def test_run_killed_ten_times_is_the_run_never_killed(tmp_path):
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run had ended before it was killed"
+        for checkpoint in list_checkpoints(folder):
+            assert len(list(checkpoint.iterdir())) == 4
         assert int(list_checkpoints(folder)[-1].name[5:]) < steps
         cut_short += bool(half_written(folder))
     assert cut_short > 0
@@ -158,6 +173,89 @@ def test_run_killed_ten_times_is_the_run_never_killed(tmp_path):
     assert different(whole, folder) == []
     assert timeless_log(whole) == timeless_log(folder)
     assert list(folder.rglob(".*")) == []
+
+
+def test_what_a_killed_run_left_half_written_is_removed_or_put_back(tmp_path):
+    config = tiny_config(tmp_path / "run", max_steps=4, checkpoint_every=2, picture_every=2)
+    folder = train(config).folder
+    before, best = digest(folder), digest(folder / "best")
+    (folder / "pictures" / ".samples-00000002.png.abcdefgh.tmp").write_bytes(b"half")
+    (folder / ".best.abcdefgh.tmp").mkdir()
+    (folder / ".best.abcdefgh.tmp" / "model.safetensors").write_bytes(b"half")
+    (folder / "best").rename(folder / ".best.old")  # killed between the two renames
+    (folder / "pictures" / ".mine").write_text("of somebody else")
+    train(config)
+    (folder / "pictures" / ".mine").unlink()
+    assert digest(folder).keys() == before.keys()
+    assert digest(folder / "best") == best
+
+
+def test_a_checkpoint_that_is_half_removed_is_none(tmp_path, monkeypatch):
+    folder = train(tiny_config(tmp_path / "run", max_steps=4, checkpoint_every=2)).folder
+    first = list_checkpoints(folder)[0]
+    # One file is gone, and then the process.
+    monkeypatch.setattr(storage.shutil, "rmtree", lambda path, **_: [f.unlink() for f in [*Path(path).glob("*")][:1]])
+    storage.remove_folder(first)
+    assert first not in list_checkpoints(folder)
+
+
+def test_a_signal_at_the_end_loses_nothing(tmp_path, monkeypatch):
+    """Measuring and saving take seconds, in which a first Ctrl-C must not undo what was learned since the last checkpoint."""
+    measure = Trainer._validate
+
+    def stopped(trainer: Trainer) -> None:
+        signal.raise_signal(signal.SIGINT)
+        measure(trainer)
+
+    monkeypatch.setattr(Trainer, "_validate", stopped)
+    outcome = train(tiny_config(tmp_path / "run", max_steps=None, max_seconds=0.5, eval_every=10**6))
+    assert not outcome.interrupted
+    assert (outcome.folder / "last" / "model.safetensors").exists()
+    assert list_checkpoints(outcome.folder)[-1].name == f"step-{outcome.step:08d}"
+
+
+def tensor_changed(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(checkpoint: Path) -> None:
+        values = load_file(checkpoint / name)
+        change(values)
+        save_file(values, checkpoint / name)
+
+    return apply
+
+
+def progress_changed(**changes: Any) -> Callable[[Path], None]:
+    return lambda checkpoint: edit_json(checkpoint / "progress.json", **changes)
+
+
+BIAS = "s_agent.bias"
+SPOILT: dict[str, Callable[[Path], None]] = {
+    "window of words": progress_changed(window="mean"),
+    "window of other rows": progress_changed(window=[[1.0], [1.0, 2.0]]),
+    "window of another model": progress_changed(window=[[1.0]]),
+    "another step": progress_changed(step=4),
+    "seconds below none": progress_changed(seconds=-1.0),
+    "held-out images of none": progress_changed(validation_images=0),
+    "bound that is no number": progress_changed(best_bits="low"),
+    "counts that are none": progress_changed(counts={"revived": "many"}),
+    "optimiser without a moment": tensor_changed("optimizer.safetensors", lambda t: t.pop(f"{BIAS}/exp_avg_sq")),
+    "optimiser of another shape": tensor_changed("optimizer.safetensors", lambda t: t.update({f"{BIAS}/exp_avg": torch.zeros(3)})),
+    "optimiser of whole numbers": tensor_changed("optimizer.safetensors", lambda t: t.update({f"{BIAS}/exp_avg": t[f"{BIAS}/exp_avg"].long()})),
+    "optimiser of another model": tensor_changed("optimizer.safetensors", lambda t: t.update({"other/step": torch.tensor(1.0)})),
+    "weights of another type": tensor_changed("raw.safetensors", lambda t: t.update({BIAS: t[BIAS].double()})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_checkpoint_that_says_what_cannot_be_is_refused_in_a_line(tmp_path, capsys, what):
+    """Each was once a traceback, or taken; benchmarks/fuzz.py found them."""
+    options = tiny_options(tmp_path / "run", max_steps=3, log_every=2)
+    assert cli.main(["train", *options]) == 0
+    SPOILT[what](list_checkpoints(tmp_path / "run")[-1])
+    capsys.readouterr()
+    assert cli.main(["train", *options, "--max-steps", "5"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "does not fit this model" in error or "is damaged" in error
 
 
 def spoil(file: Path, name: str) -> None:

@@ -178,7 +178,9 @@ def find_model(
     try:
         return Path(snapshot_download(text, revision=revision, token=token, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # hub and network libraries each have their own
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0].partition(". ")[0][:160] if str(error).strip() else type(error).__name__
+        )
         raise GoalgenError(
             f"{text} is no folder here, and could not be loaded from the hub: {reason} {looked(text)}"
         ) from None

@@ -177,6 +177,30 @@ def recover_folder(path: Path) -> None:
         shutil.rmtree(leaving, ignore_errors=True)
 
 
+def recover_all(*folders: Path) -> None:
+    """Put back and remove, in each folder, what a killed process left of files and folders that it was writing.
+
+    The caller has them locked, so that no other process is writing now.
+    """
+    for folder in folders:
+        for old in folder.glob(".*.old"):
+            recover_folder(old.with_name(old.name[1:].removesuffix(".old")))
+        for leaving in folder.glob(".*.*.tmp"):
+            if leaving.is_dir():
+                shutil.rmtree(leaving, ignore_errors=True)
+            else:
+                _remove(leaving)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that, if that is cut off, no part of it stays under its name."""
+    gone = path.with_name(f".{path.name}.gone.tmp")
+    with suppress(OSError):
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -54,7 +54,7 @@ class Telling:
         self.told = clock()
         self.bar = tqdm(
             total=total, initial=position, unit="", disable=silent or not sys.stderr.isatty(), desc=title or None,
-            bar_format="{l_bar}{bar}| {postfix}",
+            bar_format="{l_bar}{bar}|",
         )  # fmt: skip
 
     def __enter__(self) -> Telling:
@@ -93,7 +93,10 @@ class Telling:
             self.bar.n = position
             if now - self.told >= 0.2:
                 self.told = now
-                self.bar.set_postfix_str(self._line(words(), left), refresh=True)
+                # Not a postfix, before which tqdm puts a comma. The time first: what is too long for the terminal is cut off.
+                line = self._line(words(), left, time_first=True).replace("{", "{{").replace("}", "}}")
+                self.bar.bar_format = "{l_bar}{bar}| " + line
+                self.bar.refresh()
         elif now - self.told >= EVERY:
             self.told = now
             share = f"{100 * position / self.total:.0f}%" if self.total else ""
@@ -103,9 +106,15 @@ class Telling:
                 flush=True,
             )
 
-    def _line(self, words: str, left: float | None) -> str:
+    def _line(self, words: str, left: float | None, *, time_first: bool = False) -> str:
         rest = self.left() if left is None else left
-        return ", ".join(filter(None, [words, "" if rest is None else f"{duration(rest)} left"]))
+        parts = [words, "" if rest is None else f"{duration(rest)} left"]
+        return ", ".join(filter(None, parts[::-1] if time_first else parts))
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether this is said in a bar, where there is little room."""
+        return not self.bar.disable
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar if there is one."""

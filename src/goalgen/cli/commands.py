@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, ShowOptions
+from goalgen.cli.options import DemoOptions, EvaluateOptions, PlotOptions, ShowOptions, data_of
 from goalgen.cli.parsing import parse, parse_config
 from goalgen.cli.samples import run_sample
 from goalgen.errors import as_line
@@ -21,14 +21,19 @@ def run_train(arguments: Sequence[str]) -> int:
 
     from goalgen.settings import load_preset
     from goalgen.training import train
+    from goalgen.training.checkpoints import list_checkpoints
 
     preset, rest = _take_preset(list(arguments))
     if any(a in ("-h", "--help") for a in rest):
         print(first_help())
-    outcome = train(parse_config(rest, None if preset is None else load_preset(preset)))
+    config = parse_config(rest, None if preset is None else load_preset(preset))
+    before = list_checkpoints(config.out)[-1:]
+    outcome = train(config)
     given = f" given {' and '.join(outcome.conditional_on)}" if outcome.conditional_on else ""
     best = "not measured yet" if outcome.best_bits is None else f"{outcome.best_bits:.4f} bits/dim{given}"
     done = "stopped; the same command goes on from here" if outcome.interrupted else "done"
+    if not outcome.interrupted and [path.name for path in before] == [f"step-{outcome.step:08d}"]:
+        done = "done already; a larger --max-steps or --max-seconds goes on"
     if PartialState().is_main_process:
         print(
             f"{done}: step {outcome.step}, {outcome.seconds:.0f} s, best held-out bound {best}; run in {outcome.folder}"
@@ -81,7 +86,10 @@ def run_evaluate(arguments: Sequence[str]) -> int:
         check_file(options.json, "nll_bound_nats", "numbers", options.force)
     join(options.device)
     model = options.load()
-    source = model.config.data if options.data is None else dataclasses.replace(model.config.data, data=options.data)
+    if options.data is None:
+        source = data_of(model, "--data")
+    else:
+        source = dataclasses.replace(model.config.data, data=options.data)
     numbers = evaluate(model, load_data(source), **dataclasses.asdict(options.how))
     leave()
     if not is_first():

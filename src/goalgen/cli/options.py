@@ -38,6 +38,21 @@ class ModelOptions:
         return load(self.model, weights=self.weights, device=check_device(self.device))  # type: ignore[arg-type]
 
 
+def data_of(model: Any, option: str) -> Any:
+    """Where the images are that a model was made from, a :class:`goalgen.DataConfig`.
+
+    Raises:
+        GoalgenError: they are not there any more; ``option`` is the one that says where they are now.
+    """
+    source = model.config.data
+    if Path(source.data).is_absolute() and not Path(source.data).exists():
+        raise GoalgenError(
+            f"{source.data} is not there any more, and the model was made from the images in it; say with {option} where they are "
+            "now"
+        )
+    return source
+
+
 @dataclass(frozen=True)
 class SampleOptions(ModelOptions):
     """Draw new images with the S-agent alone."""

@@ -46,7 +46,19 @@ def parse(kind: type[T], command: str, arguments: Sequence[str], default: T | No
     said = _one_line(errors.getvalue())
     if unknown := re.match(r"Unrecognized options: (-\S+?)(?:[,\s]|$)", said):
         raise GoalgenError(f"{unknown_option(unknown[1], option_names(kind), command)} (see goalgen {command} --help)")
-    raise GoalgenError(f"{said} (see goalgen {command} --help)")
+    raise GoalgenError(f"{in_words(said)} (see goalgen {command} --help)")
+
+
+KINDS = {"INT": "a whole number", "FLOAT": "a number", "INT INT": "two whole numbers", "FLOAT FLOAT": "two numbers"}
+
+
+def in_words(said: str) -> str:
+    """What tyro says of a value for an option that may also be unset, without the names of Python's types."""
+    found = re.match(r"Error parsing (--\S+): no type matching (.*?) could be instantiated from \['?(.*?)'?\]", said)
+    if found is None:
+        return said
+    kinds = [KINDS.get(k, k) for k in (k.strip("{}") for k in found[2].split("|")) if k != "None"]
+    return f"{found[1]} takes {' or '.join(kinds)}, not {found[3][:80] or 'nothing'}"
 
 
 ALIASES = {

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from goalgen.cli.options import RestoreOptions, SampleOptions, VectorizeOptions
+from goalgen.cli.options import RestoreOptions, SampleOptions, VectorizeOptions, data_of
 from goalgen.cli.parsing import parse
 from goalgen.errors import GoalgenError, as_line
 
@@ -88,11 +88,12 @@ def _start_goals(model: Any, options: SampleOptions) -> tuple[Any, Sequence[str]
     if not start.needs_goal and options.start_goals is None:
         return None, None
 
-    source = model.config.data
-    if options.start_goals is not None:
+    if options.start_goals is None:
+        source = data_of(model, "--start-goals")
+    else:
         _, height, width = model.shape
         source = dataclasses.replace(
-            source, data=options.start_goals, image_size=(height, width), channels=model.shape[0]
+            model.config.data, data=options.start_goals, image_size=(height, width), channels=model.shape[0]
         )
     splits = load_data(source)
     if splits.train.shape != model.shape:

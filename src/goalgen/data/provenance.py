@@ -120,7 +120,7 @@ def say_repeated(data: Splits) -> None:
     seen = torch.cat([data.train.digest(), data.validation.digest()])
     if count := int(torch.isin(data.test.digest(), seen).sum()):
         total = len(data.test)
-        message = f"{data.name}: {count:,} of the {total:,} test images are also among those to learn from"
+        message = f"{data.name}: {count:,} of the {total:,} test images {'is' if count == 1 else 'are'} also among those to learn from"
         warnings.warn(f"{message}; what is measured on them is too good", stacklevel=3)
 
 

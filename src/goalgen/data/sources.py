@@ -206,7 +206,9 @@ def _decode_sets(
     if corrupt:
         count, first = len(corrupt), ", ".join([*corrupt][:5])
         named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
-        warnings.warn(f"{named} (the first: {next(iter(corrupt.values()))})", stacklevel=2)
+        name, reason = next(iter(corrupt.items()))
+        reason = reason.removeprefix(f"{name} ") if reason.startswith(f"{name} ") else f"says: {reason}"
+        warnings.warn(f"{named} (the first {reason})", stacklevel=2)
     return sets, label_names
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from goalgen.errors import GoalgenError
-from goalgen.storage import load_json, load_tensors, one_line, save_tensors, write_folder
+from goalgen.storage import load_json, load_tensors, one_line, remove_folder, save_tensors, write_folder
 
 
 @dataclass
@@ -40,14 +40,60 @@ class Progress:
     """What the steps since the last record of the log measured, for the next record to be whole."""
 
 
+STATE = {"step", "exp_avg", "exp_avg_sq"}
+"""What AdamW keeps of a parameter."""
+
+
+def read_progress(values: dict[str, Any], step: int) -> Progress:
+    """Counters as they were written, of the checkpoint of this step.
+
+    Raises:
+        TypeError, ValueError: they cannot be; what is used only later would else end in a traceback there, or in no error.
+    """
+    progress = Progress(**values)
+    images, counts, window = progress.validation_images, progress.counts, progress.window
+    rows = window if isinstance(window, list) and all(isinstance(row, list) for row in window) else [[None]]
+    sound = {
+        "step": type(progress.step) is int and progress.step == step,
+        "seconds": _is_number(progress.seconds) and progress.seconds >= 0,
+        "best_bits": progress.best_bits is None or _is_number(progress.best_bits),
+        "best_step": type(progress.best_step) is int and 0 <= progress.best_step <= step,
+        "validation_images": images is None or (type(images) is int and images > 0),
+        "counts": isinstance(counts, dict) and all(type(v) is int and _is_number(v) for v in counts.values()),
+        "window": all(_is_number(v) for row in rows for v in row) and len({len(row) for row in rows}) <= 1,
+    }
+    if wrong := [name for name, is_so in sound.items() if not is_so]:
+        raise ValueError(f"progress.json: {', '.join(wrong)} cannot be so")
+    return progress
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e18
+
+
+def _restore(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    for name, known in module.state_dict().items():
+        if name in tensors and tensors[name].dtype != known.dtype:  # torch would convert it
+            raise ValueError(f"{name} is {tensors[name].dtype}, not {known.dtype}")
+    module.load_state_dict(tensors)
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back the state that :func:`save_checkpoint` took, by the names of the model's parameters."""
+    """Put back the state that :func:`save_checkpoint` took, by the names of the model's parameters.
+
+    Raises:
+        KeyError, ValueError: it is that of another model.
+    """
     place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    index = {name: place[id(p)] for name, p in model.named_parameters() if id(p) in place}
+    parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, _, entry = key.rpartition("/")
-        state.setdefault(index[name], {})[entry] = value
+        if not value.is_floating_point() or value.shape != (() if entry == "step" else parameters[name].shape):
+            raise ValueError(f"{key} of the optimiser is {value.dtype} of shape {tuple(value.shape)}")
+        state.setdefault(place[id(parameters[name])], {})[entry] = value
+    if lacking := [own for own in state.values() if own.keys() != STATE]:
+        raise ValueError(f"the optimiser has {sorted(lacking[0])} of a parameter, not {sorted(STATE)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -67,7 +113,7 @@ def save_checkpoint(
 
     write_folder(path, fill)
     for old in list_checkpoints(folder)[: -max(keep, 1)]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -100,9 +146,9 @@ def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: tor
             "keep the folder and choose another --out"
         )
     try:
-        progress = Progress(**values)
-        model.load_state_dict(raw)
-        ema.load_state_dict(averaged)
+        progress = read_progress(values, int(path.name.rpartition("-")[2]))
+        _restore(model, raw)
+        _restore(ema, averaged)
         restore_optimizer(optimizer, model, state)
     except (TypeError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

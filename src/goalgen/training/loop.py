@@ -102,10 +102,9 @@ class Trainer:
         """Train until the end, a signal, a loss that is not finite, or the death of another process."""
         with surviving(self.accelerator.num_processes, self.config.out, self._rescue):
             self._resume()
-            self._train()
-            return self._end()
+            return self._train()
 
-    def _train(self) -> None:
+    def _train(self) -> Outcome:
         if not self.silent and (self.remarks or sys.stderr.isatty()):
             print(*self.remarks, describe_size(self.family), sep="\n", file=sys.stderr, flush=True)
         with warnings.catch_warnings():  # TensorBoard's remarks on the Python it was built for
@@ -118,18 +117,25 @@ class Trainer:
             self.pace.total, self._position(), self.progress.step, len(self.data.train), self.settings.batch_size or 0,
             self.pace.limit if self.pace.timed else None, bool(self.remarks), self.silent,
         )  # fmt: skip
-        with self.teller.telling, self.stop.listening():
-            if self.pace.timed and not self.pace.is_late(self.progress.seconds):
-                self._plan_validation()
-            while not self._finished():
-                learned = self._step()
-                names, values = measured(learned)
-                self.window.append(values)
-                step = self.progress.step
-                if step % self.settings.log_every == 0:
-                    self.teller.bits = self._log(names, self.teller.rate(step))["bits_per_dim"]
-                self._at_intervals()
-                self.teller.after(step, self._position(), self.progress.seconds, partial(bits_of, learned, self.shape))
+        with self.stop.listening():  # at the end too: what was learned since the last checkpoint is not lost there
+            with self.teller.telling:
+                self._learn()
+            return self._end()
+
+    def _learn(self) -> None:
+        """Steps until the end, or a signal."""
+        if self.pace.timed and not self.pace.is_late(self.progress.seconds):
+            self._plan_validation()
+        while not self._finished():
+            learned = self._step()
+            names, values = measured(learned)
+            if self.window and self.window[0].shape != values.shape:
+                raise GoalgenError(f"the last checkpoint in {self.config.out} is damaged: its log is another model's")
+            self.window.append(values)
+            if (step := self.progress.step) % self.settings.log_every == 0:
+                self.teller.bits = self._log(names, self.teller.rate(step))["bits_per_dim"]
+            self._at_intervals()
+            self.teller.after(step, self._position(), self.progress.seconds, partial(bits_of, learned, self.shape))
 
     def _plan_validation(self) -> None:
         """Measure on so many held-out images that one measurement takes a small share of the time; the same ones all along."""
@@ -332,10 +338,8 @@ class Trainer:
         if not interrupted and (not already or self.progress.best_bits is None):
             self._validate()
         if not interrupted and self.pace.timed and self.begun_at < self.pace.total:  # so in all processes, or in none
-            self.progress.seconds, already = (
-                max(self.progress.seconds, self.pace.total),
-                False,
-            )  # the end uses up the rest
+            already = False
+            self.progress.seconds = max(self.progress.seconds, self.pace.total)  # the end uses up the rest
         if not already:
             self._checkpoint()
         if not interrupted:

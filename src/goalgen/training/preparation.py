@@ -20,7 +20,7 @@ from goalgen.family import check_above_zero, check_least, check_share
 from goalgen.nearby import settled
 from goalgen.settings import load_config
 from goalgen.starts import Start, settled_start
-from goalgen.storage import load_json, locked, one_line
+from goalgen.storage import load_json, locked, one_line, recover_all
 
 MAY_CHANGE = {
     "max_steps", "max_seconds", "keep", "checkpoint_every", "checkpoint_seconds", "picture_every", "log_every",
@@ -85,6 +85,7 @@ def own_folder(config: Config) -> Iterator[None]:
             return
         with locked(config.out, "a run"):
             prepare_folder(config)  # as whoever had the lock before has left it
+            recover_all(config.out, config.out / "checkpoints", config.out / "pictures")
             yield
 
 

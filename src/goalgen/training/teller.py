@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from goalgen.choice import worth
 from goalgen.telling import Telling
@@ -76,6 +77,7 @@ class Teller:
                 f"{bits() if self.bits is None else self.bits:.3f} bits/dim",
             ]
             parts += [f"{speed:,.0f} images/s"] if speed else []
-            return ", ".join(parts + ([f"newest picture {self.picture}"] if self.picture else []))
+            picture = Path(self.picture).name if self.telling.has_bar else self.picture
+            return ", ".join(parts + ([f"newest picture {picture}"] if picture else []))
 
         self.telling.at(position, words, None if self.limit is None else self.limit - seconds)
