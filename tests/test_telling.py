@@ -185,9 +185,9 @@ def test_measurements_are_part_of_the_time_that_was_asked_for(tmp_path, monkeypa
     """Held-out images that would take longer than the whole run: 12 s asked, 35 s taken."""
     bound, asked = loop.validation_bound, 3.0
 
-    def slow(family, images, start, seed):
+    def slow(family, images, start, seed, *share):
         time.sleep(0.3 * -(-len(images) // loop.BATCH))
-        return bound(family, images, start, seed)
+        return bound(family, images, start, seed, *share)
 
     monkeypatch.setattr(loop, "validation_bound", slow)
     settings = {"data": "digits", "limit": 1000, "validation_fraction": 0.5, "eval_every": 5, "quiet": False}

@@ -112,6 +112,15 @@ def say_unread(folder: Path, found: Listing, read: Iterable[Path]) -> None:
         warnings.warn(f"{folder}: not read: {'; '.join(parts)}", stacklevel=3)
 
 
+def skipped(corrupt: dict[str, str]) -> str:
+    """One line on images that could not be read, by their names, and why the first could not."""
+    count, first = len(corrupt), ", ".join([*corrupt][:5])
+    named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
+    name, reason = next(iter(corrupt.items()))
+    reason = reason.removeprefix(f"{name} ") if reason.startswith(f"{name} ") else f"says: {reason}"
+    return f"{named} (the first {reason})"
+
+
 def _is_companion(path: Path) -> bool:
     return path.suffix.lower() in _COMPANIONS or path.name.lower().startswith(_WRITINGS)
 

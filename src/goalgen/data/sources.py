@@ -23,7 +23,7 @@ from goalgen import rng
 from goalgen.config import DataConfig
 from goalgen.data import hubs, tables
 from goalgen.data.decoding import Found, Roles, decode_into
-from goalgen.data.files import list_files, say_unread
+from goalgen.data.files import list_files, say_unread, skipped
 from goalgen.data.images import EXTENSIONS, decode_image, inspect_image, parse_colour
 from goalgen.data.labels import encode_labels
 from goalgen.data.levels import binarize_images, to_bytes
@@ -204,11 +204,7 @@ def _decode_sets(
         names = None if of_files is None else tuple(of_files[i] for i in kept.tolist())
         sets[role] = ImageSet(images, 256, None if of_split is None else of_split[kept], names, digests)
     if corrupt:
-        count, first = len(corrupt), ", ".join([*corrupt][:5])
-        named = f"skipped {count} unreadable image{'s' if count > 1 else ''}: {first}{', ...' if count > 5 else ''}"
-        name, reason = next(iter(corrupt.items()))
-        reason = reason.removeprefix(f"{name} ") if reason.startswith(f"{name} ") else f"says: {reason}"
-        warnings.warn(f"{named} (the first {reason})", stacklevel=2)
+        warnings.warn(skipped(corrupt), stacklevel=2)
     return sets, label_names
 
 
