@@ -238,7 +238,7 @@ def table(found: dict[str, Any]) -> str:
         "were resident at most.",
         "",
         f"Images a second of training, {len(ratios)} rounds by turns in one process: {rates['mapped']:,.1f} mapped, {rates['memory']:,.1f} in memory, "
-        f"the median of the rounds' ratios **{speed['ratio']:.3f}** (quarters of them: {lower:.3f} to {upper:.3f}; other work shared the core). "
+        f"the median of the rounds' ratios **{speed['ratio']:.3f}** (quarters of them: {lower:.3f} to {upper:.3f}; other work ran on the other core). "
         "The file was in the page cache.",
         "",
         f"Machine: {found['machine']['processor']}, one core used; torch {found['machine']['versions']['torch']}, Pillow "
