@@ -65,6 +65,8 @@ reached canvases as goals."""
 COUNTS = (1, 2, 4, 8, 16)
 """Strokes after which paintings are judged."""
 AT_ONCE, BLOCK = 250, 256
+FINENESS = (4.0, 2.0, 1.0, 0.75, 0.5, 0.36, 0.25, 0.18, 0.14, 0.1)
+"""Sizes, over that of the image, at which outlines are traced."""
 SEARCHED, FEW = 256, 500
 """Strokes that a greedy search chooses from, and images that it, and potrace, are tried on."""
 
@@ -126,8 +128,11 @@ def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -
     return torch.stack(canvases)
 
 
-def traced(goal: Tensor, points: int) -> Tensor:
-    """Outlines by potrace with about so many points an image, filled in, as canvases: its tolerance is raised until so few are left."""
+def traced(goal: Tensor, points: int) -> tuple[Tensor, float]:
+    """Outlines by potrace, filled in, as canvases, and how many points they have in the mean.
+
+    potrace has no bound on points: the image is made coarser before it is traced until at most so many are left (or no less can be had).
+    """
     import io
 
     import numpy as np
@@ -136,28 +141,30 @@ def traced(goal: Tensor, points: int) -> Tensor:
     from PIL import Image
 
     height, width = goal.shape[-2:]
-    drawn = []
+    drawn, used = [], []
     for image in (goal.mean(1) + 1).mul(127.5).round().to(torch.uint8).numpy():
-        best = None
-        for tolerance in (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
-            curves = potrace.Bitmap(np.kron(image, np.ones((4, 4), np.uint8)) > 127).trace(
-                opttolerance=tolerance, turdsize=8
+        for scale in FINENESS:
+            size = max(2, round(width * scale)), max(2, round(height * scale))
+            small = np.asarray(
+                Image.fromarray(image).resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
             )
-            count = sum(2 if part.is_corner else 3 for curve in curves for part in curve.segments)
-            if best is None or abs(count - points) < abs(best[0] - points):
-                best = count, curves
+            curves = list(potrace.Bitmap(small <= 127).trace(turdsize=1 if scale < 1 else 8, opttolerance=1.0))
+            count = sum(1 + sum(2 if part.is_corner else 3 for part in curve.segments) for curve in curves)
+            if count <= points:
+                break
+        used.append(count)
         path = []
-        for curve in best[1] if best else []:
+        for curve in curves:
             path.append(f"M{curve.start_point.x},{curve.start_point.y}")
             for part in curve.segments:
                 ends = (part.c, part.end_point) if part.is_corner else (part.c1, part.c2, part.end_point)
-                command = "L" if part.is_corner else "C"
-                path.append(command + " ".join(f"{at.x},{at.y}" for at in ends))
+                path.append(("L" if part.is_corner else "C") + " ".join(f"{at.x},{at.y}" for at in ends))
             path.append("Z")
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {4 * width} {4 * height}" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#000"/><path d="{"".join(path)}" fill="#fff" fill-rule="evenodd"/></svg>'
+        svg = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" width="{width}" height="{height}" preserveAspectRatio="none">'
+               f'<rect width="100%" height="100%" fill="#000"/><path d="{"".join(path)}" fill="#fff" fill-rule="evenodd"/></svg>')  # fmt: skip
         picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("L")
         drawn.append(torch.from_numpy(np.asarray(picture).copy()))
-    return torch.stack(drawn).unsqueeze(1).float() / 127.5 - 1
+    return torch.stack(drawn).unsqueeze(1).float() / 127.5 - 1, statistics.mean(used)
 
 
 def painting(job: Job, options: Options, folder: Path) -> Row:
@@ -200,12 +207,12 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
         if splits.test.images.shape[1] == 1:
             row["potrace"] = {}
             for n in COUNTS:  # a stroke has three points
-                outlines = traced(goal[few], 3 * n)
+                outlines, used = traced(goal[few], 3 * n)
                 right = judge(from_unit(outlines, splits.train.levels)).argmax(1) == labels[few]
                 row["potrace"][str(n)] = {
                     "squared_error": ((outlines - goal[few]).square().mean() / 4).item(),
-                    "labels_kept": right.double().mean().item(),
-                }
+                    "labels_kept": right.double().mean().item(), "points": used,
+                }  # fmt: skip
         PICTURES.mkdir(parents=True, exist_ok=True)
         pairs = torch.stack([splits.test.images[:32], from_unit(canvases[-1, :32], splits.train.levels)], 1).flatten(
             0, 1
