@@ -104,13 +104,17 @@ class Shipped:
     """where anybody finds the data"""
     preset: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    num_test: int | None = None
+    """test images, the first ones; unset: all"""
 
 
 ZOO = {
     "digits": Shipped("digits", 120.0, "demo/0", "digits", "digits"),
     "fashion_mnist": Shipped("fashion_mnist", 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
     "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars"),
-    "mnist_strokes": Shipped("mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=STROKES),
+    "mnist_strokes": Shipped(
+        "mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=STROKES, num_test=2000
+    ),
 }
 
 
@@ -118,7 +122,9 @@ def zoo(job: Job, options: Options, folder: Path) -> Row:
     """A model that comes with the package: trained, shrunk to half precision, and measured as it is shipped."""
     name, made = job["name"], ZOO[job["name"]]
     run = RUNS / made.there / "run" if (RUNS / made.there / "run" / "best").is_dir() else folder / "run"
-    options = dataclasses.replace(options, data=made.data, seconds=options.seconds or made.seconds)
+    options = dataclasses.replace(
+        options, data=made.data, seconds=options.seconds or made.seconds, num_test=made.num_test
+    )
     model, splits, went = train_goalgen(run, options, 0, made.settings, made.preset)
     data = dataclasses.replace(model.config.data, data=made.source)
     config = dataclasses.replace(model.config, out=Path("runs") / name, data=data)

@@ -205,6 +205,12 @@ def strokes(data: str, title: str) -> str:
             "distance": cell((r["quality"]["frechet_distance"] for r in mine), 2), "nearest": cell((r["quality"]["nearest_train_distance"] for r in mine), 3),
         })  # fmt: skip
     first = next((row for row in results["rows"] if "greedy" in row), results["rows"][0])
+    found = {"squared error": (-first["paintings"]["squared_error"], -0.016), "labels kept": (first["paintings"]["labels_kept"], 0.96),
+             "samples of which the judge is sure": (first["samples"]["confident"], 0.8), "entropy of classes": (first["samples"]["class_entropy_nats"], 2.25)}  # fmt: skip
+    verdict = "; ".join(
+        f"{what} {'met' if value >= least else '**missed**'}, {abs(value):.3g} against {abs(least):g}"
+        for what, (value, least) in found.items()
+    )
     ways = {"painted": first["after"], "greedy search": first.get("greedy", {}), "potrace": first.get("potrace", {})}
     counts = list(dict.fromkeys(n for way in ways.values() for n in way))
     curve = table(
@@ -212,7 +218,7 @@ def strokes(data: str, title: str) -> str:
         [[way, *(f"{at[n]['squared_error']:.4f}, {at[n]['labels_kept']:.3f}" if n in at else "" for n in counts)]
          for way, at in ways.items() if at],
     )  # fmt: skip
-    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, seconds=results["seconds"],
+    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict if data == "mnist" else "none was set", seconds=results["seconds"],
                 seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
 
 
