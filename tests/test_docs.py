@@ -275,6 +275,7 @@ def test_what_the_guide_says_of_kills_and_random_changes_is_in_the_result_files(
     assert not any(kind["wrong"] for kind in killed["kinds"].values())
     fuzzed = json.loads((results / "fuzz.json").read_text())
     assert f"{fuzzed['cases']:,} cases in {fuzzed['minutes']:.0f} minutes" in text
+    assert f"then {fuzzed['again']['cases']:,} more" in text
 
 
 # -- links and leavings --------------------------------------------------------------------------------------------

@@ -260,6 +260,19 @@ def test_known_pixels_are_kept_to_the_last_bit(name, kind, size, tmp_path, reque
     assert np.abs(draws[0] - draws[1]).max() > 0 or (~known).sum() < 4
 
 
+def test_a_palette_of_greys_is_filled_in(grey_inpainter, tmp_path):
+    """Stored in colours, read as grey: its known pixels come back as they were."""
+    picture = Image.fromarray(noise(8, 8, 1)[:, :, 0] // 16).convert("P")
+    picture.putpalette([level for i in range(16) for level in (17 * i,) * 3])
+    picture.save(tmp_path / "p.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert restore(grey_inpainter, tmp_path / "p.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out") == 0
+    out = np.asarray(Image.open(tmp_path / "out" / "p.png").convert("RGB"))
+    assert np.array_equal(out[mask == 0], np.asarray(picture.convert("RGB"))[mask == 0])
+
+
 def test_what_is_transparent_is_missing(grey_inpainter, tmp_path, capsys):
     array = noise(8, 8, 2)
     array[:, :, 1] = np.where(a_mask(8, 8) > 0, 0, 255)

@@ -89,7 +89,7 @@ class Original:
         alpha = pixels[:, :, -1:] if pixels.shape[2] in (2, 4) else None
         colour = pixels if alpha is None else pixels[:, :, :-1]
         paint = picture.astype(pixels.dtype) * (257 if pixels.dtype == np.uint16 else 1)
-        out = np.where(missing[:, :, None], paint, np.broadcast_to(colour, picture.shape))
+        out = np.where(missing[:, :, None], paint, colour)  # a palette of greys is stored in colours, and read as grey
         if alpha is not None:
             alpha = np.where(missing[:, :, None], np.uint8(255), alpha)
             out = out if (alpha == 255).all() else np.concatenate([out, alpha], 2)
