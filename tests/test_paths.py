@@ -69,7 +69,8 @@ def test_data_that_have_moved_are_said_at_once(tmp_path, monkeypatch, no_hub, ca
     os.rename(tmp_path / "a", tmp_path / "b")
     assert cli.main(["evaluate", "run", *QUICK]) == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path}/a/images does not exist (looked in {tmp_path})" in error
+    assert f"{tmp_path}/a/images is not there any more" in error
+    assert "say with --data where they are now" in error
     assert len(error.splitlines()) == 1
 
 

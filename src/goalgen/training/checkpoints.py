@@ -126,7 +126,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     with one_line():
         try:
             names = sorted(os.listdir(place))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # nothing there, or a file in the place of the run
             return []
         return [place / name for name in names if re.fullmatch(r"step-\d+", name) and (place / name).is_dir()]
 
