@@ -185,6 +185,20 @@ def same_quality(found: Lines) -> tuple[float, str]:
     return level, table(["", "evaluations", "Frechet distance", "sampled images/s"], body)
 
 
+SHOWN = {"goalgen-4": "goalgen code, bridge H=4, 4 evaluations", "flow-matching-4": "flow matching (plain), Euler, 4 evaluations", "flow-matching-50": "flow matching (plain), Euler, 50 evaluations"}  # fmt: skip
+"""Ends of pictures' names, and what they show: the first 64 samples of seed 0."""
+
+
+def samples_beside(data: str) -> str:
+    """A row of pictures, those that there are."""
+    there = {end: what for end, what in SHOWN.items() if (PICTURES / f"{data}-{end}.png").exists()}
+    return (
+        table(list(there.values()), [[f"![{what}](pictures/{data}-{end}.png)" for end, what in there.items()]])
+        if there
+        else ""
+    )
+
+
 def compare(data: str, title: str) -> str:
     """The comparison on one data set."""
     results = read(f"compare_{data}")
@@ -219,7 +233,7 @@ def compare(data: str, title: str) -> str:
         distances=table(["", *EVALUATIONS], distances), level=level, reached=reached, seconds=results["seconds"],
         remark=remark(results), where="of a GPU" if data.endswith("cuda") else "each on one thread",
         others=table(["", "evaluations", *(words for words, _ in METRICS.values())], others), seeds=seeds(rows),
-        about=about(results, command_of(data)),
+        about=about(results, command_of(data)), samples=samples_beside(data),
     )  # fmt: skip
 
 
