@@ -185,18 +185,17 @@ def same_quality(found: Lines) -> tuple[float, str]:
     return level, table(["", "evaluations", "Frechet distance", "sampled images/s"], body)
 
 
-SHOWN = {"goalgen-4": "goalgen code, bridge H=4, 4 evaluations", "flow-matching-4": "flow matching (plain), Euler, 4 evaluations", "flow-matching-50": "flow matching (plain), Euler, 50 evaluations"}  # fmt: skip
-"""Ends of pictures' names, and what they show: the first 64 samples of seed 0."""
+SHOWN = {"goalgen-4": ("goalgen code, bridge H=4", "4 evaluations"), "flow-matching-4": ("flow matching (plain)", "4 evaluations"),
+         "flow-matching-50": ("flow matching (plain)", "50 evaluations")}  # fmt: skip
+"""Ends of pictures' names, and whose first 64 samples of seed 0 they show (contest.py draws them)."""
 
 
-def samples_beside(data: str) -> str:
-    """A row of pictures, those that there are."""
-    there = {end: what for end, what in SHOWN.items() if (PICTURES / f"{data}-{end}.png").exists()}
-    return (
-        table(list(there.values()), [[f"![{what}](pictures/{data}-{end}.png)" for end, what in there.items()]])
-        if there
-        else ""
-    )
+def samples_beside(data: str, rows: Rows) -> str:
+    """A row of pictures, of those that were measured."""
+    measured = {row["contender"] for row in rows if row["seed"] == 0}
+    there = {end: f"{who}, {how}" for end, (who, how) in SHOWN.items() if who in measured}
+    pictures = [f"![{what}](pictures/{data}-{end}.png)" for end, what in there.items()]
+    return table(list(there.values()), [pictures]) if there else ""
 
 
 def compare(data: str, title: str) -> str:
@@ -233,7 +232,7 @@ def compare(data: str, title: str) -> str:
         distances=table(["", *EVALUATIONS], distances), level=level, reached=reached, seconds=results["seconds"],
         remark=remark(results), where="of a GPU" if data.endswith("cuda") else "each on one thread",
         others=table(["", "evaluations", *(words for words, _ in METRICS.values())], others), seeds=seeds(rows),
-        about=about(results, command_of(data)), samples=samples_beside(data),
+        about=about(results, command_of(data)), samples=samples_beside(data, rows),
     )  # fmt: skip
 
 
