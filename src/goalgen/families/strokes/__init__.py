@@ -73,7 +73,7 @@ class StrokesSettings(config.Settings):
     """Weight of the S-agent's policy in what the GC-agent is paid; 0: it draws as if it need not be foretold."""
     stroke_correction: bool = config.of_training(False)
     """Weigh candidates by how likely they were to be drawn, too, as the best policy would have it. Without, the GC-agent's own
-    candidates count for more, and it learns faster; what is reported as the bound is that of what it has become, either way."""
+    candidates count for more, and in short trials it learned faster; what is reported as the bound is that of what it has become, either way."""
     stroke_hindsight: float = config.of_training(0.0)
     """Weight of what the GC-agent learns, of every fourth drawing, as if what came out had been its goal; only "improved"."""
 
