@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,3 +38,26 @@ def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Evaluate with the cache that the tests share."""
     monkeypatch.setenv("GOALGEN_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture
+def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache for one test."""
+    monkeypatch.setenv("GOALGEN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the images that are decoded."""
+    from goalgen.data import sources
+
+    seen: list[str] = []
+    decode = sources.decode_image
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["name"])
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(sources, "decode_image", counting)
+    return seen

@@ -301,21 +301,7 @@ def write(path: Path, levels: list[int], names: list[str] | None = None, column:
     pq.write_table(table.replace_schema_metadata({"huggingface": info}), path, row_group_size=3)
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the images that are decoded, with an empty cache."""
-    monkeypatch.setenv("GOALGEN_CACHE", str(tmp_path / "cache"))
-    seen: list[str] = []
-    decode = sources.decode_image
-
-    def counting(*arguments: Any, **options: Any) -> Any:
-        seen.append(options["name"])
-        return decode(*arguments, **options)
-
-    monkeypatch.setattr(sources, "decode_image", counting)
-    return seen
-
-
+@pytest.mark.usefixtures("cache_folder")
 def test_parquet_files_are_decoded_once(tmp_path: Path, counted: list[str]) -> None:
     folder = tmp_path / "data"
     write(folder / "train.parquet", [0, 1, 2, 3], ["even", "odd"], label=[0, 1, 0, 1])
@@ -342,6 +328,7 @@ def test_parquet_files_are_decoded_once(tmp_path: Path, counted: list[str]) -> N
     assert len(counted) == 20
 
 
+@pytest.mark.usefixtures("cache_folder")
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, counted: list[str]) -> None:
     write(tmp_path / "data" / "train.parquet", [0, 1, 2, 3])
     first = load(tmp_path / "data")

@@ -26,11 +26,13 @@ from PIL import Image
 from runs import different, environment, tensors, tiny_config, write_images
 
 from goalgen.config import DataConfig
-from goalgen.data import Splits, decoding, load_data, mapped, sources
+from goalgen.data import Splits, decoding, load_data, mapped
 from goalgen.data.decoding import BLOCK
 from goalgen.data.provenance import Provenance
 from goalgen.errors import GoalgenError
 from goalgen.training import train
+
+pytestmark = pytest.mark.usefixtures("cache_folder")
 
 COUNT = 5 * BLOCK + 17
 
@@ -54,26 +56,6 @@ def write_parquet(path: Path, images: list[bytes | None], **columns: Any) -> Non
     rows = [None if image is None else {"bytes": image, "path": None} for image in images]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"image": pa.array(rows, kind), **columns}), path)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("GOALGEN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the images that are decoded."""
-    seen: list[str] = []
-    decode = sources.decode_image
-
-    def counting(*arguments: Any, **options: Any) -> Any:
-        seen.append(options["name"])
-        return decode(*arguments, **options)
-
-    monkeypatch.setattr(sources, "decode_image", counting)
-    return seen
 
 
 @pytest.fixture
