@@ -80,7 +80,10 @@ def make_trainer(name: str, precision: str, options: Options, folder: Path) -> t
     config = configure(**settings, width=width, head_width=max(8, width // 2), out=folder / "run", max_steps=10**6,
                        batch_size=options.batch, precision=precision, quiet=True)  # fmt: skip
     trainer = Trainer(config, Splits(data, data, data, None, "random"))
-    trainer.progress.step = 2000  # as in the middle of a run
+    trainer.progress.step = 2000  # as in the middle of a run,
+    for name, buffer in trainer.family.named_buffers():
+        if name.endswith("rehearsed"):  # when codes of earlier batches fill what is kept of them
+            buffer.fill_(1.0)
     family = trainer.ema.module
 
     def sample(count: int) -> Tensor:
