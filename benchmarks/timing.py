@@ -269,7 +269,7 @@ def parts(trainer: Any, device: str, repeats: int = 20) -> dict[str, float]:
     trainer.batches = watched("batch", trainer.batches)
     trainer.learner.forward = watched("forward", trainer.learner.forward)
     trainer.accelerator.backward = watched("backward", trainer.accelerator.backward)
-    trainer._check_and_clip = watched("norm of the gradient", trainer._check_and_clip)
+    trainer.updates.shorten = watched("norm of the gradient", trainer.updates.shorten)
     trainer.optimizer.step = watched("optimiser", trainer.optimizer.step)
     trainer.ema.update = watched("average of the weights", trainer.ema.update)
     for _ in range(5):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_strokes import GOALS, MarksGCAgent, tiny_marks, which
@@ -9,7 +11,17 @@ from torch import Tensor, nn
 
 from goalgen import exact
 from goalgen.agents import Agents, Seen
-from goalgen.blackbox import Judge, Search, collect, draw_search, improve, learn_improved, policy_gradient
+from goalgen.blackbox import (
+    Found,
+    Judge,
+    Search,
+    collect,
+    draw_search,
+    improve,
+    learn_improved,
+    look_for_better,
+    policy_gradient,
+)
 from goalgen.bound import bound
 from goalgen.rollout import draw_noise, rollout
 from goalgen.task import Task
@@ -157,8 +169,6 @@ def test_no_gradient_passes_through_the_world():
 
 def test_in_hindsight_what_was_reached_was_the_goal():
     """The loss is that of one episode in four, told its own last canvas; it reaches the GC-agent alone, and vanishes at weight 0."""
-    from dataclasses import replace
-
     agents, judge, task, _, _ = world()
     with torch.no_grad():
         for parameter in agents.gc_agent.parameters():
@@ -168,24 +178,65 @@ def test_in_hindsight_what_was_reached_was_the_goal():
     noise = draw_noise(agents.environment, len(many), generator)
     draws = draw_search(agents.environment, len(many), search, generator)
     without = learn_improved(agents, judge, many, noise, draws, search).loss
-    seen: list[tuple[int, Tensor, Tensor]] = []
-
-    def watched(told: Seen, goal: Tensor, decision):
-        seen.append((told.step, told.state, goal))
-        return type(agents.gc_agent).policy(agents.gc_agent, told, goal, decision)
-
-    agents.gc_agent.policy = watched
-    loss = learn_improved(agents, judge, many, noise, draws, replace(search, hindsight=0.5)).loss
+    weight = replace(search, hindsight=0.5)
+    loss = learn_improved(agents, judge, many, noise, draws, weight).loss
+    found = Found(agents, judge, many)
+    look_for_better(found, noise, draws, weight)
+    steps = agents.horizon
+    again, reached, expected = found.rows[steps:], agents.environment.canvas(found.last), torch.zeros(())
+    assert len(found.rows) == 2 * steps
+    for rows, plain in zip(again, found.rows, strict=False):
+        assert rows.episode.tolist() == [e for e in plain.episode.tolist() if e % 4 == 3]
+        assert torch.equal(rows.goal, reached[rows.episode])
+        assert not torch.equal(rows.goal, many.goal[rows.episode])
+        after = found.visits[int(rows.step[0]) + 1][2] if int(rows.step[0]) + 1 < steps else found.last
+        seen = agents.see(int(rows.step[0]), rows.state)
+        went = agents.environment.transition(seen.h, rows.state, rows.targets[:, 0], None)
+        assert torch.equal(went, after[rows.episode])
+        q = agents.gc_agent.policy(seen, rows.goal, agents.s_agent.decide(seen))
+        expected = expected - 0.5 * q.log_prob(rows.targets[:, 0]).sum() / 3  # three of twelve episodes
+    assert torch.allclose(loss - without, expected, rtol=1e-4)
     (first,) = torch.autograd.grad(loss - without.detach(), agents.gc_agent.tables.first, retain_graph=True)
-    hindsight = [(step, state, goal) for step, state, goal in seen if len(state) < len(many) / 2]
-    assert {step for step, _, _ in hindsight} == {0, 1}
-    reached = agents.environment.canvas(hindsight[0][1])
-    assert not torch.equal(hindsight[0][2], many.goal[3::4])
-    assert hindsight[0][2].shape == reached.shape
-    assert loss > without
     assert first.abs().sum() > 0
     with_p = torch.autograd.grad(loss, agents.s_agent.tables.first)[0]
-    agents.gc_agent.policy = lambda *a: type(agents.gc_agent).policy(agents.gc_agent, *a)
-    plain = learn_improved(agents, judge, many, noise, draws, search).loss
-    assert torch.allclose(with_p, torch.autograd.grad(plain, agents.s_agent.tables.first)[0])
-    assert torch.allclose(plain, without)
+    assert torch.allclose(with_p, torch.autograd.grad(without, agents.s_agent.tables.first)[0])
+
+
+def test_updates_share_the_states_and_add_up():
+    """In every pass each state has its turn once: the losses' means are that of one update of all states."""
+    agents, judge, task, _, _ = world()
+    many, plain = task.repeat(5), Search(own=4, others=4)
+    split = replace(plain, passes=2, states=7)
+
+    def learned(search: Search):
+        generator = torch.Generator().manual_seed(0)
+        noise = draw_noise(agents.environment, len(many), generator)
+        draws = draw_search(agents.environment, len(many), search, generator)
+        return learn_improved(agents, judge, many, noise, draws, search), draws["updates"]
+
+    once, every = learned(plain)
+    assert every.shape == (1, 15, agents.horizon)
+    assert every.all()
+    assert not once.again
+    several, updates = learned(split)
+    parts = len(updates) // 2
+    assert parts == round(15 * agents.horizon / 7) > 1
+    assert (updates.unflatten(0, (2, parts)).sum(1) == 1).all()
+    assert not torch.equal(updates[:parts], updates[parts:])
+    losses = torch.stack([several.loss, *(lesson() for lesson in several.again)])
+    assert losses.std() > 0
+    for half in losses.split(parts):
+        assert torch.allclose(half.mean(), once.loss, rtol=1e-4)
+
+
+def test_an_update_without_states_of_its_own_still_has_a_gradient():
+    """As where several processes share a batch, and the episodes of one are over."""
+    agents, judge, task, _, _ = world()
+    generator, search = torch.Generator().manual_seed(0), Search(own=4, others=4)
+    noise = draw_noise(agents.environment, len(task), generator)
+    draws = draw_search(agents.environment, len(task), search, generator)
+    found = Found(agents, judge, task)
+    look_for_better(found, noise, draws, search)
+    loss, _ = found.learned_of(torch.zeros_like(draws["updates"][0]), 1)
+    (first,) = torch.autograd.grad(loss, agents.gc_agent.tables.first)
+    assert (first == 0).all()

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Streams = Callable[[str], torch.Generator]
 """Source of all randomness: the generator of what its name says, such as "actions"."""
+
+Lesson = TypeVar("Lesson")
 
 Draws = dict[str, Tensor]
 """What is drawn at random for a batch before it is learned from: tensors (T, B, ...), "noise" among them."""
@@ -183,9 +185,9 @@ class Family(Agents, ABC):
             clock: where the run stands.
         """
 
-    def forward(self, task: Task, draws: Draws, clock: Clock) -> Learned:
-        """:meth:`learn`, under the name by which distributed training calls it."""
-        return self.learn(task, draws, clock)
+    def forward(self, lesson: Callable[[], Lesson]) -> Lesson:
+        """What ``lesson`` returns: :meth:`learn` or one of its updates, under the name by which distributed training calls them."""
+        return lesson()
 
     def kl_weight(self, clock: Clock) -> float:
         """Weight of its KL in the loss, as a stage before others."""

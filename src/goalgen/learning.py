@@ -7,6 +7,7 @@ step ahead, the scales of their potential and the temperature (:func:`potential_
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,9 @@ class Learned:
     """Scalars worth a line in the log."""
     seen: dict[str, Tensor] = field(default_factory=dict)
     """What the family's ``after_step`` wants to know of the batch; averaged over processes."""
+    again: Sequence[Callable[[], Tensor]] = ()
+    """Losses of further updates from the same batch, each to be asked for once the weights have moved by the one before; as
+    many at every batch, and in every process."""
 
 
 def learn_pathwise(

@@ -32,11 +32,12 @@ from goalgen.training.checkpoints import Progress, list_checkpoints, load_checkp
 from goalgen.training.ema import EMA
 from goalgen.training.log import bits_of, cut_log, measured
 from goalgen.training.machine import StopSignal, choose_precision, compile_networks, make_accelerator, seed_dropout
-from goalgen.training.optimiser import first_bad_tensor, make_optimizer, rate
+from goalgen.training.optimiser import make_optimizer, rate
 from goalgen.training.pace import Pace
 from goalgen.training.preparation import check_data, check_start, class_names
 from goalgen.training.surviving import surviving
 from goalgen.training.teller import Teller, next_picture
+from goalgen.training.updates import NotFiniteError, Updates
 from goalgen.training.validation import BATCH, draw_snapshot, validation_bound
 
 
@@ -84,7 +85,8 @@ class Trainer:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # newer torch has another word for it
             self.learner, self.optimizer = self.accelerator.prepare(family, make_optimizer(family, self.settings))
-        self.parameters = (family.generative_parameters(), family.gc_parameters())
+        self.updates = Updates(self.accelerator, self.optimizer, family, self.settings.clip_norm)
+        self.whole = True  # no step is begun and not ended
         self.progress = Progress()
         self.clock = time.perf_counter()
         self.saved_at, self.saved_step = 0.0, -1
@@ -102,7 +104,10 @@ class Trainer:
         """Train until the end, a signal, a loss that is not finite, or the death of another process."""
         with surviving(self.accelerator.num_processes, self.config.out, self._rescue):
             self._resume()
-            return self._train()
+            try:
+                return self._train()
+            except NotFiniteError as error:
+                raise self._stopped_at_nan(error) from None
 
     def _train(self) -> Outcome:
         if not self.silent and (self.remarks or sys.stderr.isatty()):
@@ -172,20 +177,20 @@ class Trainer:
         settings, step = self.settings, self.progress.step
         done = self.pace.done(step, self.progress.seconds)
         task, draws = self.batches(step)
-        factor = rate(settings, step, done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
         seed_dropout(rng.derive_seed(self.config.seed, "dropout", step, self.accelerator.process_index))
         if not self.learner.training:
             self.learner.train()
-        learned: Learned = self.learner(task, draws, Clock(step, done))
-        self.optimizer.zero_grad()
-        self.accelerator.backward(learned.loss)
-        self._check_and_clip(learned)
-        # Processes meet no more before the step is whole, so that what is left of a run has a state to keep.
+        learned: Learned = self.learner(partial(self.family.learn, task, draws, Clock(step, done)))
+        updates = 1 + len(learned.again)
+        self.updates.gradient(learned.loss, learned.bound)
+        # With one update processes meet no more before the step is whole, so that what is left of a run has a state to keep.
         seen = {name: self._mean(value) for name, value in learned.seen.items()}
-        self.optimizer.step()
-        self.progress.step = step + 1
+        self.whole = updates == 1
+        self.updates.move(rate(settings, step * updates, done))
+        for done_so_far, lesson in enumerate(learned.again, 1):
+            self.updates.gradient(self.learner(lesson), learned.bound)
+            self.updates.move(rate(settings, step * updates + done_so_far, done))
+        self.progress.step, self.whole = step + 1, True
         self.ema.update(self.family, step + 1)
 
         def streams(name: str) -> torch.Generator:
@@ -200,33 +205,12 @@ class Trainer:
         """The mean over all processes."""
         return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, "mean")
 
-    def _check_and_clip(self, learned: Learned) -> None:
-        """Stop at a loss or gradient that is not finite; shorten the gradients that are too long, S-agent's and GC-agent's apart.
-
-        One synchronisation for all; gradients that are short enough, as nearly all are, are not written again.
-        """
-        gradients = [[p.grad for p in group if p.grad is not None] for group in self.parameters if group]
-        norms = [torch.nn.utils.get_total_norm(part) for part in gradients]
-        loss, *lengths = torch.stack([learned.loss.detach().float(), *norms]).tolist()
-        if not math.isfinite(loss + sum(lengths)):
-            self._stop_at_nan(first_bad_tensor(learned.bound, self.family))
-        longest = self.settings.clip_norm
-        for group, norm, length in zip((g for g in self.parameters if g), norms, lengths, strict=True):
-            if length > longest:
-                torch.nn.utils.clip_grads_with_norm_(group, longest, norm)
-
-    def _stop_at_nan(self, culprit: str) -> None:
+    def _stopped_at_nan(self, culprit: object) -> GoalgenError:
         kept = list_checkpoints(self.config.out)
         where = f"the last checkpoint, {kept[-1].name}, is kept" if kept else "no checkpoint had been written"
-        raise GoalgenError(
+        return GoalgenError(
             f"training stopped at step {self.progress.step}: {culprit}; {where}; try a lower --learning-rate"
         )
-
-    def _check_weights(self) -> None:
-        """Refuse to save weights that the last update has spoilt, and no loss has seen yet."""
-        for name, parameter in self.family.named_parameters():
-            if not torch.isfinite(parameter).all():
-                self._stop_at_nan(f"{name} is not finite")
 
     # -- at intervals ----------------------------------------------------------------------------------------------
 
@@ -261,7 +245,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """The bound on held-out goals with the averaged weights; keep the best."""
-        self._check_weights()
+        self.updates.check_weights()
         images = self.data.validation
         if self.progress.validation_images is not None and self.progress.validation_images < len(images):
             images = images.subset(range(self.progress.validation_images))
@@ -273,7 +257,7 @@ class Trainer:
                 total = self.accelerator.reduce(mine, "sum").item()
         bits = float(bits_per_dim(total, self.shape))
         if not math.isfinite(bits):
-            self._stop_at_nan(f"the held-out bound is {bits}")
+            raise NotFiniteError(f"the held-out bound is {bits}")
         self.accelerator.log({"validation_bits_per_dim": bits}, step=self.progress.step)
         if self.progress.best_bits is None or bits < self.progress.best_bits:
             self.progress.best_bits, self.progress.best_step = bits, self.progress.step
@@ -300,7 +284,7 @@ class Trainer:
                 )
 
     def _checkpoint(self) -> None:
-        self._check_weights()
+        self.updates.check_weights()
         self.progress.window = self._mean(torch.stack(self.window)).tolist() if self.window else []
         if self.main:
             with self.pace.taking("checkpoint"):
@@ -313,7 +297,9 @@ class Trainer:
         save_checkpoint(self.config.out, *state, self.settings.keep)
 
     def _rescue(self) -> None:
-        """Keep the last whole step, when the other processes can no longer be asked."""
+        """Keep the last whole step, when the other processes can no longer be asked; in the midst of one there is none."""
+        if not self.whole:
+            return
         self.progress.window = torch.stack(self.window).tolist() if self.window else []
         self._save_state()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -62,6 +62,11 @@ class StrokesSettings(config.Settings):
     stroke_candidates: int = config.of_training(36)
     """Candidates at every state, about half of them by the GC-agent, a tenth by the S-agent, the others at random where ink is
     missing."""
+    stroke_passes: int = config.of_training(3)
+    """Times that what was found at a state is learned from: to look takes longer than to learn. Of the policy gradient, how often it
+    goes over the same episodes."""
+    stroke_states: int = config.of_training(48)
+    """States, about so many, of which an update of the weights learns; a batch has --horizon states an image."""
     stroke_search: float = config.of_training(0.85)
     """Share of the actions that are taken from the improved policy while training; the rest is the GC-agent's own."""
     stroke_sigma: float = config.of_training(0.2)
@@ -106,7 +111,7 @@ class Strokes(Family):
     @classmethod
     def check(cls, plan: Plan) -> None:
         settings: StrokesSettings = plan.settings
-        check_least(settings, stroke_bends=1, stroke_widths=1, stroke_candidates=4)
+        check_least(settings, stroke_bends=1, stroke_widths=1, stroke_candidates=4, stroke_passes=1, stroke_states=1)
         check_above_zero(settings, "stroke_thinnest", "stroke_thickest", "stroke_sigma")
         if settings.stroke_bends % 2 == 0:
             raise GoalgenError(
@@ -137,6 +142,7 @@ class Strokes(Family):
         return Search(
             own, others, Missing(random - 1), random, FITTED, settings.stroke_search, prior=settings.stroke_prior,
             corrected=settings.stroke_correction, hindsight=settings.stroke_hindsight,
+            passes=settings.stroke_passes, states=settings.stroke_states,
         )  # fmt: skip
 
     def draw(self, batch: int, streams: Streams) -> Draws:
@@ -151,7 +157,9 @@ class Strokes(Family):
         if self.settings.stroke_learner == "improved":
             return learn_improved(self, critic, task, draws["noise"], draws, self.search)
         episodes = collect(self, critic, task, draws["noise"], None if task.episodes > 1 else 0.9)
-        return policy_gradient(self, critic, episodes)
+        learned = policy_gradient(self, critic, episodes)
+        again = [lambda: policy_gradient(self, critic, episodes).loss] * (self.settings.stroke_passes - 1)
+        return replace(learned, again=again)
 
     def files(self, samples: Samples) -> list[dict[str, bytes]]:
         """Each drawing as SVG, and as SVG that draws itself."""
