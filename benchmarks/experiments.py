@@ -200,7 +200,7 @@ EXPERIMENTS = {
     ),
     "ablation": Experiment(
         "what is each part of the choice for large images worth? (120 s of a thread each)",
-        lambda o: rows_of(variant=ABLATED, seed=o.seeds), ablation, "data", {"fashion_mnist": 120, "mnist": 120},
+        lambda o: rows_of(variant=ABLATED, seed=o.seeds), ablation, "data", {"fashion_mnist": 120, "mnist": 120, "avatars": 120},
         {"seeds": (0, 1), "num_test": 2000}, trial=True,
     ),
     "curve": Experiment(
