@@ -2,6 +2,7 @@
 
 The GC-agent copies the values from its goal, so nothing is left to reconstruct, and the divergence of a step is the negative
 log-probability of what it reveals: with a fixed order J is the negative log-likelihood itself, and no bound. (Equation 28)
+With a learned order the GC-agent chooses which group comes next, and J is a bound again. (Equation 34)
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goalgen.agents import GCAgent
 from goalgen.bound import Bound
+from goalgen.environment import Environment
 from goalgen.families.reveal.agents import CopyGCAgent, RevealSAgent, RevealSettings
-from goalgen.families.reveal.environment import RevealEnvironment, Shown
+from goalgen.families.reveal.environment import ChosenOrderEnvironment, RevealEnvironment, Shown
+from goalgen.families.reveal.orders import OrderingGCAgent, OrderingSAgent, learn_order, report_order
 from goalgen.family import Draws, Family, Plan, Streams, check_least
 from goalgen.learning import Clock, Learned
 from goalgen.rollout import Trajectory
 from goalgen.task import Task
+
+
+def make_copying(plan: Plan, environment: Environment) -> GCAgent:
+    """The GC-agent that copies, and chooses the order where that is learned."""
+    if isinstance(environment, ChosenOrderEnvironment):
+        return OrderingGCAgent(plan, environment)
+    return CopyGCAgent(plan, environment)
 
 
 class Reveal(Family):
@@ -25,35 +36,48 @@ class Reveal(Family):
 
     name = "reveal"
     Settings = RevealSettings
-    gc_agents = {"copy": CopyGCAgent}  # noqa: RUF012 - more may be put in
+    gc_agents = {"copy": make_copying}  # noqa: RUF012 - more may be put in
     least_validation = 1024
     environment: RevealEnvironment
 
     def __init__(self, plan: Plan) -> None:
         settings: RevealSettings = plan.settings
         follow = settings.reveal_channels == "follow"
-        environment = RevealEnvironment(plan.shape, plan.horizon, settings.reveal_order, follow)
-        s_agent = RevealSAgent(plan.network, settings, plan.levels, environment)
+        learned = settings.reveal_order == "learned"
+        world = ChosenOrderEnvironment if learned else RevealEnvironment
+        environment: Any = world(plan.shape, plan.horizon, settings.reveal_order, follow)
+        kind = OrderingSAgent if learned else RevealSAgent
+        s_agent = kind(plan.network, settings, plan.levels, environment)
         likelihood = Shown(plan.levels, environment)
         super().__init__(plan, environment, s_agent, self.make_gc_agent(plan, environment), likelihood)
         chance = environment.sizes.double().sqrt()  # of a step to be visited: more values, more to learn, less for each
         self.register_buffer("chance", chance / chance.sum(), persistent=False)
         self.chance: Tensor
 
+    @property
+    def learned(self) -> bool:
+        """Whether the order is."""
+        return isinstance(self.environment, ChosenOrderEnvironment)
+
     @classmethod
     def check(cls, plan: Plan) -> None:
         check_least(plan.settings, reveal_modes=1)
 
     def draw(self, batch: int, streams: Streams) -> Draws:
-        """The step (1, batch) in 0..H-1 that each example visits, evenly spread over the batch."""
+        """The step (1, batch) in 0..H-1 that each example visits, evenly spread over the batch; and what a learned order is drawn by."""
         place = torch.rand(1, generator=streams("actions"), dtype=torch.float64) + torch.arange(batch) / batch
         edges = self.chance.cpu().cumsum(0)
         steps = torch.searchsorted(edges, place % 1).clamp(max=self.horizon - 1)
         order = torch.randperm(batch, generator=streams("order of the steps"))
-        return {"steps": steps[order].unsqueeze(0)}
+        draws = {"steps": steps[order].unsqueeze(0)}
+        if self.learned:
+            draws["orders"] = torch.rand(1, batch, self.environment.groups, generator=streams("orders"))
+        return draws
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
         """An unbiased estimate of J from one step of each episode, over the chance to visit it. (Equation 28)"""
+        if self.learned:
+            return learn_order(self, self.chance, task, draws)
         h, goals = draws["steps"][0], task.goal
         seen = self.see(h, self.environment.at(h, goals, task.start), task.label, memory=task.memory)
         decision = self.s_agent.decide(seen)
@@ -68,4 +92,6 @@ class Reveal(Family):
 
     def report(self, trajectory: Trajectory) -> dict[str, Any]:
         """With a fixed order the bound is the negative log-likelihood itself."""
+        if isinstance(self.environment, ChosenOrderEnvironment):
+            return report_order(trajectory, self.environment)
         return {"bound_is_exact": True, "values_per_step": self.environment.sizes.tolist()}

@@ -22,7 +22,8 @@ class RevealSettings(config.Settings):
     """An action writes the values of a group of pixels; --horizon is the number of groups, 1 to all pixels."""
 
     reveal_order: Order = "spread"
-    """spread: evenly over the image, from a few pixels to many; raster: row by row; random: a fixed random order."""
+    """spread: evenly over the image, from a few pixels to many; raster: row by row; random: a fixed random order; learned: the
+    GC-agent chooses which of the groups of "spread" comes next, and the S-agent learns to."""
     reveal_channels: Literal["follow", "together"] = "follow"
     """follow: the channels of a group one after the other, a step each, so that each sees those before; together: all in one step;
     of logistics, those of a pixel then have their mode in common, and their means follow the channels before."""
