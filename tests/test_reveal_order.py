@@ -75,7 +75,8 @@ def test_j_is_a_bound_on_a_normalised_model(shape, horizon, changes):
     torch.testing.assert_close(j, (log_q.exp() * (log_q - log_p)).sum(0))
     posterior = log_p - exact
     gap = (log_q.exp() * (log_q - posterior)).sum(0)
-    assert (gap > 1e-4).all()
+    assert gap.min() > -1e-9
+    assert gap.max() > 1e-3
     torch.testing.assert_close(j + exact, gap)
 
 
@@ -108,8 +109,7 @@ def test_one_step_of_each_episode_estimates_j_and_its_gradient_without_bias(shap
     def gradients(value: Tensor) -> dict[str, Tensor]:
         found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
         kept = {name: g for name, g in zip(parameters, found, strict=True) if g is not None and ".scores.0" not in name}
-        kept = {name: g for name, g in kept.items() if ".scores.2" not in name}
-        return {name: g[:groups] if ".scores.4" in name else g for name, g in kept.items()}
+        return {name: g[:groups] if ".scores.2" in name else g for name, g in kept.items()}
 
     task = Task(torch.zeros_like(images), images)
     _, log_q, kl = along_orders(family, images)
@@ -215,7 +215,10 @@ def test_the_family_passes_its_check(changes):
 
 
 def test_both_agents_learn_to_turn_round_an_order_that_costs():
-    """Three equal pixels in two groups: the larger one first costs two bits, as its pixels are independent; the other, one."""
+    """Three equal pixels in two groups: the larger one first costs two bits, as its pixels are independent; the smaller one, one bit.
+
+    Or the order itself says the bit: one group first for black images, the other for white ones. That is one bit, too.
+    """
     small = {"environment": "reveal", "reveal_order": "learned", "reveal_values": "levels", "width": 16, "depth": 1}
     family = make(configure(**small, horizon=2, head_width=8), (1, 1, 3), 2, 0)
     assert family.environment.sizes.tolist() == [2, 1]
@@ -231,7 +234,6 @@ def test_both_agents_learn_to_turn_round_an_order_that_costs():
     with torch.no_grad():
         episodes = rollout(family, Task(torch.zeros_like(goals), goals), noise)
     assert episodes.kl.sum(0).mean() < 1.15 * math.log(2)
-    assert family.report(episodes)["values_per_step"][0] < 1.1
 
 
 def test_it_trains_samples_and_is_measured_by_the_command_line(tmp_path, capsys):

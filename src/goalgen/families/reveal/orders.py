@@ -93,13 +93,13 @@ class OrderedCopy(Policy):
     def kl(self, other: Policy) -> Tensor:
         """KL(q_o || p_o) + E_q_o[-log p(values | x_h, group)], (B,) nats, summed over the groups. (Equation 34)"""
         assert isinstance(other, Ordered)
-        return (self.kl_of_order(other) - other.log_prob_by_group(self.goal) * self.log_choice.exp()).sum(1)
+        return self.kl_of_order(other) - (other.log_prob_by_group(self.goal) * self.log_choice.exp()).sum(1)
 
     def kl_of_order(self, other: Ordered) -> Tensor:
-        """The terms q_o (log q_o - log p_o) of the divergence of the choices alone, (B, G) nats."""
+        """KL(q_o || p_o), of the choices alone, (B,) nats."""
         possible = ~self.log_choice.isneginf()  # a difference of infinities would spoil the gradient
-        log_q, log_p = (torch.where(possible, x, 0.0) for x in (self.log_choice, other.log_choice))
-        return self.log_choice.exp() * (log_q - log_p)
+        log_ratio = torch.where(possible, self.log_choice, 0.0) - torch.where(possible, other.log_choice, 0.0)
+        return (self.log_choice.exp() * log_ratio).sum(1)
 
     def tempered(self, temperature: float) -> OrderedCopy:
         return OrderedCopy(self.environment, self.log_choice / temperature, self.goal)
@@ -117,6 +117,8 @@ def chosen_at(log_choice: Tensor, uniform: Tensor) -> Tensor:
 def small(images: Tensor) -> Tensor:
     """Means over blocks of pixels, (B, numbers) of (B, channels, height, width)."""
     sides = tuple(min(side, SIDE) for side in images.shape[2:])
+    if sides == images.shape[2:]:
+        return images.flatten(1)
     return F.adaptive_avg_pool2d(images, sides).flatten(1)  # type: ignore[arg-type]
 
 
@@ -125,7 +127,7 @@ def make_scores(numbers: int, count: int) -> nn.Sequential:
     last = nn.Linear(WIDTH, count)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(numbers, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), last)
+    return nn.Sequential(nn.Linear(numbers, WIDTH), nn.SiLU(), last)
 
 
 def leaning(groups: int) -> nn.Parameter:
@@ -218,19 +220,18 @@ def learn_order(family: Agents, chance: Tensor, task: Task, draws: Draws) -> Lea
     seen = family.see(h, state, task.label, memory=task.memory)
     decision = family.s_agent.decide(seen)
     q = gc_agent.choose(seen, goals, scores)
-    cost = q.kl(decision.policy)
-    weight = 1 / chance[h].to(cost.dtype)
+    p = decision.policy
+    assert isinstance(p, Ordered)
+    cost, weight = q.kl(p), 1 / chance.to(goals.dtype)[h]
     before = torch.arange(environment.groups, device=h.device) < environment.choices_before(h)[:, None]
     log_q = torch.where(before, log_prob_of_order(scores, order), 0.0).sum(1)
-    size = environment.sizes[h].to(cost.dtype)  # in the order of the partition: about as large as the cost
-    baseline = expected.gather(1, h[:, None])[:, 0]
-    surprise = (cost / size - baseline).detach() * size
-    error = (baseline - (cost / size).detach()).square()
-    loss = (weight * (cost + surprise * log_q) + error).mean()
-    by_step = cost.new_zeros(family.horizon, len(cost)).scatter(0, h.unsqueeze(0), (weight * cost).detach().unsqueeze(0))
-    assert isinstance(decision.policy, Ordered)
-    info = {"order_kl_nats": (weight * q.kl_of_order(decision.policy).sum(1)).detach().mean()}
-    return Learned(loss, Bound(torch.zeros_like(cost.detach()), by_step), info)
+    size = environment.sizes.to(cost.dtype)[h]  # in the order of the partition: about as large as the cost
+    error = cost.detach() / size - expected.gather(1, h[:, None])[:, 0]
+    loss = (weight * (cost + size * error.detach() * log_q) + error.square()).mean()
+    by_step = cost.new_zeros(family.horizon, len(cost)).scatter(
+        0, h.unsqueeze(0), (weight * cost).detach().unsqueeze(0)
+    )
+    return Learned(loss, Bound(torch.zeros_like(cost.detach()), by_step))
 
 
 @torch.no_grad()
@@ -240,7 +241,7 @@ def report_order(trajectory: Trajectory, environment: ChosenOrderEnvironment) ->
     for q, decision in zip(trajectory.q, trajectory.decisions, strict=True):
         assert isinstance(q, OrderedCopy)
         assert isinstance(decision.policy, Ordered)
-        kl = kl + q.kl_of_order(decision.policy).sum(1).mean().cpu()
+        kl = kl + q.kl_of_order(decision.policy).mean().cpu()
         entropy = entropy + torch.special.entr(q.log_choice.exp()).sum(1).mean().cpu()
     known = environment.count_known(trajectory.states).double().mean(1)  # (H + 1,)
     return {
