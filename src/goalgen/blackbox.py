@@ -165,7 +165,7 @@ def learn_improved(
     if search.hindsight:
         loss = loss + search.hindsight * hindsight_loss(agents, task, done, agents.environment.canvas(state))
     info = {"candidates_that_count": torch.cat(sizes).mean(), "value_error_nats": error}
-    return Learned(loss, Bound(reconstruction[alone].detach(), kl[:, alone].detach()), info)
+    return Learned(loss, Bound(reconstruction[alone].detach(), kl[:, alone].detach()), info, rows=alone)
 
 
 def hindsight_loss(

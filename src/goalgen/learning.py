@@ -46,6 +46,8 @@ class Learned:
     """Scalars worth a line in the log."""
     seen: dict[str, Tensor] = field(default_factory=dict)
     """What the family's ``after_step`` wants to know of the batch; averaged over processes."""
+    rows: Tensor | None = None
+    """Rows of the batch, bool (B,), that the bound is of; None: all."""
 
 
 def learn_pathwise(
