@@ -78,6 +78,10 @@ def test_a_stage_that_needs_a_network_brings_it():
 # The bound, where it can be summed
 
 
+FEW = {"stroke_bends": 1, "stroke_widths": 1, "stroke_inks": "white", "stroke_thinnest": 0.3, "stroke_thickest": 0.3}
+"""A stroke is one of sixteen, or a stop."""
+
+
 class Rest(Likelihood):
     """log p(g | canvas) of the stages after the strokes, whose J is no estimate: they copy the goal."""
 
@@ -97,8 +101,7 @@ class Rest(Likelihood):
 @pytest.fixture(scope="module")
 def summable() -> tuple[Stages, Agents]:
     """Two strokes among seventeen, then a reveal; and the same with the reveal as the likelihood of the strokes."""
-    few = {"stroke_bends": 1, "stroke_widths": 1, "stroke_inks": "white", "stroke_thinnest": 0.3, "stroke_thickest": 0.3}
-    family = stages("strokes:2+reveal:2", (1, 4, 4), patch=2, reveal_modes=3, **few)
+    family = stages("strokes:2+reveal:2", (1, 4, 4), patch=2, reveal_modes=3, **FEW)
     jittered(family, 0.1)
     first, after = family.parts
     whole = Agents(first.environment, first.s_agent, first.gc_agent, Rest(after), family.shape, family.levels)
@@ -128,8 +131,7 @@ def test_what_is_learned_from_has_the_bound_of_the_sequence_for_its_mean(summabl
 
 
 def test_the_bound_of_strokes_after_strokes_is_met_by_the_best_gc_agent():
-    few = {"stroke_bends": 1, "stroke_widths": 1, "stroke_inks": "white", "stroke_thinnest": 0.3, "stroke_thickest": 0.3}
-    family = jittered(stages("strokes:1+strokes:1", (1, 4, 4), patch=2, **few), 0.1)
+    family = jittered(stages("strokes:1+strokes:1", (1, 4, 4), patch=2, **FEW), 0.1)
     task = Task(-torch.ones(2, 1, 4, 4), torch.randint(0, 17, (2, 1, 4, 4), generator=streams("x")) / 8.0 - 1)
     with torch.no_grad():
         nll = -exact.log_likelihood(family, task)
@@ -208,7 +210,8 @@ def test_it_learns_to_draw_and_to_work_the_drawing_out():
     before = measured()
     for step in range(60):
         draws = family.draw(16, lambda name, step=step: torch.Generator().manual_seed(1000 * step + len(name)))
-        learned = family.learn(Task(-torch.ones(16, 1, 8, 8), squares(16, seed=2 + step)), draws, Clock(step, step / 60))
+        task = Task(-torch.ones(16, 1, 8, 8), squares(16, seed=2 + step))
+        learned = family.learn(task, draws, Clock(step, step / 60))
         optimizer.zero_grad()
         learned.loss.backward()
         optimizer.step()
@@ -237,7 +240,7 @@ def test_stopped_and_resumed_it_is_the_uninterrupted_run(run, tmp_path, monkeypa
 
 def test_it_is_measured_stage_by_stage(run, tmp_path):
     file = tmp_path / "numbers.json"
-    options = "--num-samples 20 --iw-images 9 --features pixel-pca --num-test 30".split()
+    options = ["--num-samples", "20", "--iw-images", "9", "--features", "pixel-pca", "--num-test", "30"]
     assert cli.main(["evaluate", str(run), "--json", str(file), *options]) == 0
     numbers = json.loads(file.read_text())
     assert [name for name, _ in numbers["kl_by_stage"]] == ["strokes:3", "bridge:4"]
