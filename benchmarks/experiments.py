@@ -23,6 +23,7 @@ from orders import ORDERS, order
 from painting import STROKES, VARIANTS, WORK, painting, strokes_speed
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
+from vectors import WAYS, vectorize
 
 from goalgen import cli, evaluate, load
 from goalgen.saved import save_model
@@ -136,6 +137,13 @@ def zoo(job: Job, options: Options, folder: Path) -> Row:
     return {"bytes": size, "command": went["command"], **evaluate(load(shipped), splits)}
 
 
+def maze(job: Job, options: Options, folder: Path) -> Row:
+    """See mazes.py, which needs more packages than the other experiments."""
+    import mazes
+
+    return mazes.maze(job, options, folder)
+
+
 SMALL = {"width": 16, "depth": 1, "horizon": 4, "batch_size": 32, "precision": "no", "eval_every": 20, "limit": 2000,
          "kl_warmup_steps": 50}  # fmt: skip
 """Settings for a CPU, to see that a preset for a GPU works."""
@@ -192,6 +200,7 @@ def rows_of(**columns: Any) -> list[Job]:
 CURVES = ("fixed bridge", "learned bridge", "latent", "proposals")
 HORIZONS = (1, 2, 4, 8, 16, 32)
 PEERS = ("diffusers", "torchcfm")
+POINT_MAZES = ("4x3", "6x6")
 
 EXPERIMENTS = {
     "compare": Experiment(
@@ -267,6 +276,15 @@ EXPERIMENTS = {
         "strokes a second: judged, drawn, learned from; and by resvg, one file each",
         lambda o: rows_of(work=WORK, threads=tuple(range(1, CORES + 1)), round=o.seeds), strokes_speed,
         defaults={"seconds": 3.0, "seeds": (0, 1, 2)}, told=(), at_once=1, threads=CORES,
+    ),
+    "vectorize": Experiment(
+        "pictures that no model has seen, painted by `goalgen vectorize`: how near, beside greedy search? (by a run of strokes)",
+        lambda o: rows_of(way=WAYS), vectorize, "", {"mnist": 1200}, told=(), at_once=1,
+    ),
+    "maze": Experiment(
+        "goals of a Gymnasium maze: the bound beside the exact likelihood, where the S-agent goes alone, and PPO as the GC-agent",
+        lambda o: rows_of(maze=POINT_MAZES, seed=o.seeds), maze, defaults={"seeds": (0, 1, 2)}, told=(), at_once=1,
+        packages=("gymnasium", "stable-baselines3"),
     ),
     "zoo": Experiment(
         "the models that come with the package: made and measured (of demo and defaults, if they are there)",

@@ -109,11 +109,15 @@ def paintings(model: Model, splits: Splits) -> tuple[Tensor, Row]:
 
 
 @torch.no_grad()
-def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -> Tensor:
-    """Canvases after 0 .. ``strokes`` strokes, each the best of many that lie at random on missing ink: no network at all."""
+def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """States after 0 .. ``strokes`` strokes, each the best of many that lie at random on missing ink, and these: no network at all.
+
+    The actions are (strokes, B, 5); where no stroke would help, a stop.
+    """
     agents, environment = model.family, model.family.environment
     state = environment.initial(start)
-    canvases, order = [environment.canvas(state)], rng.generator(seed, "greedy search")
+    states, strokes_drawn, order = [state], [], rng.generator(seed, "greedy search")
+    stop = torch.tensor([environment.positions, 0, 0, 0, 0])
     for h in range(strokes):
         seen = agents.see(min(h, agents.horizon - 1), state)
         (proposer, _), _ = Missing(SEARCHED)(seen, goal, None)  # type: ignore[arg-type]
@@ -123,9 +127,11 @@ def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -
         best, which = change.min(0)
         action = actions[which, torch.arange(len(goal))]
         after = environment.transition(seen.h, state, action)
-        state = torch.where((best < 0)[:, None], after, state)
-        canvases.append(environment.canvas(state))
-    return torch.stack(canvases)
+        helps = (best < 0)[:, None]
+        state = torch.where(helps, after, state)
+        states.append(state)
+        strokes_drawn.append(torch.where(helps, action, stop))
+    return torch.stack(states), torch.stack(strokes_drawn)
 
 
 def traced(goal: Tensor, points: int) -> tuple[Tensor, float]:
@@ -196,7 +202,8 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
     row["strokes_a_sample"] = (steps.diff(dim=0) != 0).any(-1).double().sum(0).mean().item()  # those that can be seen
     if job["variant"] == "improved" and job["seed"] == 0:
         few = slice(FEW)
-        searched = greedy(model, canvases[0, few], goal[few], max(COUNTS), seed=0)
+        states, _ = greedy(model, canvases[0, few], goal[few], max(COUNTS), seed=0)
+        searched = torch.stack([model.family.environment.canvas(state) for state in states])
         row["greedy"] = {}
         for n in COUNTS:
             right = judge(from_unit(searched[n], splits.train.levels)).argmax(1) == labels[few]

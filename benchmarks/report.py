@@ -286,6 +286,66 @@ def strokes_speed() -> str:
     return fill("strokes_speed", rates=table(head, rows), about=about(results, "strokes_speed"))
 
 
+def vectorize() -> str:
+    """Pictures of our own, painted: errors, bytes and strokes, and who came nearest."""
+    results = read("vectorize")
+    rows, greedy = (
+        [],
+        {row["way"]: row["each"] for row in results["rows"]}.get("greedy search, as many strokes as once", {}),
+    )
+    for row in results["rows"]:
+        each = row["each"]
+        mean = {
+            key: statistics.mean(one[key] for one in each.values())
+            for key in ("small", "own_size", "bytes", "strokes", "blank")
+        }
+        nearer = sum(one["own_size"] < greedy[name]["own_size"] for name, one in each.items() if name in greedy)
+        told = f" (`{row['options']}`)" if row["options"] else ""
+        rows.append(
+            {
+                **mean,
+                "way": row["way"] + told,
+                "nearer": f"{nearer} of {len(each)}" if greedy and each is not greedy else "",
+            }
+        )
+    if not rows:
+        return ""
+    return fill("vectorize", rows, first=results["rows"][0], blank=rows[0]["blank"], about=about(results, "vectorize"))
+
+
+WITHIN = 0.05
+"""Share of -log p by which the bound of a maze may be above it."""
+
+
+def maze() -> str:
+    """A maze a row: the bound beside the exact value, PPO's, and how the goals are covered."""
+    results = read("maze")
+    if not results["rows"]:
+        return ""
+    digits = {"entropy_nats": 3, "exact_nats": 3, "bound_nats": 3, "ppo_bound_nats": 3, "total_variation": 3, "kl_data_to_reached_nats": 3,
+              "processor_seconds": 0}  # fmt: skip
+    rows, verdicts = [], []
+    for name in dict.fromkeys(row["maze"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["maze"] == name]
+        numbers = {key: cell((row[key] for row in mine), count) for key, count in digits.items()}
+        shares = {
+            key: f"{statistics.mean(row[key] for row in mine):.1%}"
+            for key in ("share_above", "ppo_share_above", "goals_reached", "samples_on_goals")
+        }
+        rows.append({**mine[0], **numbers, **shares})
+        worst = max(row["share_above"] for row in mine)
+        verdicts.append(f"{name} {'met' if worst <= WITHIN else '**missed**'} (at most {worst:.1%})")
+    return fill(
+        "maze",
+        rows,
+        first=rows[0],
+        verdict="; ".join(verdicts),
+        within=WITHIN,
+        seeds=seeds(results["rows"]),
+        about=about(results, "maze"),
+    )
+
+
 def likelihood(name: str, title: str) -> str:
     results = read(f"likelihood_{name}")
     rows: Rows = results["rows"]
@@ -416,7 +476,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, of_data("order", NAMES, order), zoo(), of_data("strokes", NAMES, strokes), strokes_speed(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, of_data("order", NAMES, order), zoo(), of_data("strokes", NAMES, strokes), vectorize(), strokes_speed(), maze(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip

@@ -75,6 +75,7 @@ LAYERS: list[tuple[str, str]] = [
         "restoration restoration.drawing restoration.masks restoration.names restoration.reading restoration.writing",
     ),
     ("model", "model"),
+    ("vectorize", "vectorizing"),
     ("evaluate", "evaluation"),
     ("plots", "plots"),
     ("gymnasium", "gym gym.episodes gym.views gym.stable_baselines3 gym.worlds"),

@@ -21,6 +21,7 @@ from goalgen.families.strokes.environment import DEFAULT_INKS, read_inks
 from goalgen.families.strokes.svg import to_svg
 from goalgen.model import load
 from goalgen.training import train
+from goalgen.vectorizing import read_picture
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -192,6 +193,94 @@ def test_vectorize_paints_given_images(run, tmp_path, capsys):
     assert model.horizon == 3
 
 
+@pytest.mark.parametrize(
+    ("size", "fit"),
+    [((60, 40), "pad"), ((40, 60), "pad"), ((24, 24), "pad"), ((40, 60), "stretch"), ((40, 60), "crop")],
+)
+def test_a_drawing_has_the_aspect_ratio_of_its_picture(run, tmp_path, size, fit):
+    """What the SVG shows is, laid over the picture, what was painted there: the bar of ink lies where the picture has it."""
+    height, width = size
+    picture = np.zeros(size, np.uint8)
+    picture[height // 3 : height // 2, width // 4 :] = 255
+    Image.fromarray(picture).save(tmp_path / "bar.png")
+    out = tmp_path / "v"
+    assert cli.main(["vectorize", str(run), str(tmp_path / "bar.png"), "--out", str(out), "--fit", fit]) == 0
+    svg = ElementTree.parse(out / "bar.svg").getroot()
+    shown = (height, width) if fit != "crop" else (min(size), min(size))
+    assert float(svg.get("width")) / float(svg.get("height")) == pytest.approx(shown[1] / shown[0], abs=0.01)
+    read = read_picture(tmp_path / "bar.png", (1, 24, 24), fit, None, "auto", torch.full((1, 1, 1), -1.0))
+    assert not read.negative
+    x, y, across, down = read.part
+    ink = (read.image[0] > 127).nonzero().float() + 0.5
+    if fit != "crop":
+        top = (ink[:, 0].min() - 0.5 - y) / down * height
+        left = (ink[:, 1].min() - 0.5 - x) / across * width
+        assert abs(top - height // 3) < 2.5
+        assert abs(left - width // 4) < 2.5
+    whole = rasterised(re.sub(r'viewBox="[^"]*"', 'viewBox="0 0 24 24"', (out / "bar.svg").read_text()).replace(f'width="{svg.get("width")}"', 'width="280"'), 24)  # fmt: skip
+    with Image.open(out / "bar.png") as canvas:
+        assert (whole[0] - (torch.from_numpy(np.array(canvas)) / 127.5 - 1)).abs().mean() < 0.02 * 2
+
+
+def test_dark_on_white_is_painted_as_its_negative_and_turned_back(run, tmp_path, capsys):
+    picture = np.zeros((30, 30), np.uint8)
+    picture[8:22, 12:18] = 230
+    for name, pixels in (("light", picture), ("dark", 255 - picture)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "same.png")
+    drawn = {}
+    cases = {"light": ("light", "auto"), "dark": ("dark", "auto"), "told": ("dark", "yes"), "as it is": ("dark", "no")}
+    for case, (name, invert) in cases.items():
+        out = tmp_path / "drawn" / case
+        assert cli.main(["vectorize", str(run), str(tmp_path / name), "--out", str(out), "--invert", invert]) == 0
+        said = capsys.readouterr().out
+        assert ("1 painted as their negative and turned back" in said) == (case == "dark")
+        with Image.open(out / "same.png") as canvas:
+            drawn[case] = (rasterised((out / "same.svg").read_text(), 24), np.array(canvas))
+    assert (drawn["light"][0] + drawn["dark"][0]).abs().max() < 0.02 * 2
+    assert (drawn["light"][1] == 255 - drawn["dark"][1]).all()
+    assert torch.equal(drawn["dark"][0], drawn["told"][0])
+    assert drawn["dark"][0][0, 0, 0] > 0.9  # white paper
+
+
+def errors(out: Path, images: Path) -> list[float]:
+    """Squared errors of drawings at the model's size."""
+    found = []
+    for path in sorted(images.iterdir()):
+        with Image.open(out / path.name) as drawn, Image.open(path) as given:
+            found.append(float(np.square(np.array(drawn, float) - np.array(given, float)).mean()))
+    return found
+
+
+def test_of_several_tries_the_nearest_is_kept(run, tmp_path):
+    images = write_images(tmp_path / "images", 4, size=(24, 24))
+    found = {}
+    for name, words in {
+        "0": ["--seed", "0"],
+        "1": ["--seed", "1"],
+        "2": ["--seed", "2"],
+        "best": ["--tries", "3"],
+    }.items():
+        out = tmp_path / name
+        assert cli.main(["vectorize", str(run), str(images), "--out", str(out), "--invert", "no", *words]) == 0
+        found[name] = errors(out, images)
+    single = np.array([found["0"], found["1"], found["2"]])
+    assert found["best"] == pytest.approx(single.min(0).tolist())
+    assert (single.min(0) < single.max(0)).any()
+
+
+def test_searched_strokes_are_nearer_than_those_of_an_agent_that_has_learned_nothing(run, tmp_path):
+    images = write_images(tmp_path / "images", 4, size=(24, 24))
+    found = {}
+    for count in ("0", "64"):
+        out = tmp_path / count
+        assert (
+            cli.main(["vectorize", str(run), str(images), "--out", str(out), "--invert", "no", "--search", count]) == 0
+        )
+        found[count] = errors(out, images)
+    assert np.mean(found["64"]) < 0.9 * np.mean(found["0"])
+
+
 def test_vectorize_overwrites_nothing_that_it_did_not_write(run, tmp_path, capsys):
     images = write_images(tmp_path / "images", 2, size=(24, 24))
     before = {p.name: p.read_bytes() for p in images.iterdir()}
@@ -218,6 +307,9 @@ def test_vectorize_refuses_what_it_cannot_do_in_one_line(run, tmp_path, capsys):
         ([str(tmp_path / "text.png")], "text.png"),
         ([str(images), str(images / "000.png")], "two images are called '000'"),
         ([str(images), "--fit", "squeeze"], "--fit"),
+        ([str(images), "--tries", "0"], "--tries must be at least 1"),
+        ([str(images), "--search", "-1"], "--search must be at least 0"),
+        ([str(images), "--background", "blurple"], "is not a colour"),
     ]
     for arguments, message in cases:
         assert cli.main(["vectorize", str(run), *arguments, "--out", str(tmp_path / "v")]) == 2

@@ -96,20 +96,27 @@ class VectorizeOptions(ModelOptions):
     """Paint given images with the GC-agent of a model that draws strokes, as SVG."""
 
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files, or folders of them; they are resized to those of the model."""
+    """Image files, or folders of them, of any size; the model sees them at its own."""
     out: Path = Path("drawings")
-    """Folder for the SVGs, each called as its image, and for what they look like at the model's size (PNG): a new one, or an
-    empty one."""
+    """Folder for the SVGs, each called as its image and of its aspect ratio, and for what they look like at the model's size (PNG): a
+    new one, or an empty one."""
     force: bool = False
     """Replace the drawings that the folder holds; files that goalgen did not write are never touched."""
     budget: int | None = None
     """Strokes of a drawing at most; unset: as many as the model was trained with."""
+    tries: int = 1
+    """Paint each image so many times, and keep the drawing that is nearest to it."""
+    search: int = 0
+    """At every step draw the best of so many strokes that the GC-agent proposes, by what it has learned they are worth; 0: the
+    GC-agent alone."""
     fit: Literal["crop", "pad", "stretch"] = "pad"
-    """How an image of another aspect ratio is resized: cut the long side, add background, or distort."""
-    background: str = "white"
-    """Colour behind transparent pixels and padding, a name or #rrggbb."""
-    invert: bool = False
-    """Take the negative of the images, such as dark writing on white for a model of bright strokes on black."""
+    """How an image of another aspect ratio meets the model's: cut the long side, add background, or distort (the SVG is stretched
+    back). The SVG shows what is left of the image, without what was added."""
+    background: str | None = None
+    """Colour behind transparent pixels and padding, a name or #rrggbb; unset: white, and padding continues the image's edge."""
+    invert: Literal["auto", "yes", "no"] = "auto"
+    """Paint the negative, such as of dark writing on white for a model of bright strokes on black, and turn the drawing back; auto:
+    where the edge of the image is nearer to the negative of the blank canvas."""
     start: str | None = None
     """Another initial state than the one trained with."""
     seed: int = 0

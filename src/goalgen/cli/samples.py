@@ -149,45 +149,71 @@ def run_vectorize(arguments: Sequence[str]) -> int:
     """goalgen vectorize"""
     options = parse(VectorizeOptions, "vectorize", arguments)
 
-    from goalgen.data import from_unit, to_bytes
+    import torch
+
+    from goalgen.data import to_bytes
     from goalgen.outputs import OutputFolder
     from goalgen.pictures import save_png, to_pil
     from goalgen.rollout import Samples
     from goalgen.storage import write_bytes
+    from goalgen.vectorizing import as_the_picture, goals_of, paint, picture_of
 
     place = OutputFolder(options.out, "drawings.json", "drawings", force=options.force)
     if not options.images:
         raise GoalgenError("no images were given: goalgen vectorize DIR IMAGES...")
     model = options.load()
-    begin, end = model.family.files_steps
-    if options.budget is not None and not 1 <= options.budget <= end - begin:
-        raise GoalgenError(f"--budget must be 1 to {end - begin}, the most that this model draws, not {options.budget}")
-    end = end if options.budget is None else begin + options.budget
-    names, goals = _read_goals(model, options)
-    episodes = model.rollout(goals, options.seed, start=options.start)
-    states, actions = episodes.states[: end + 1], episodes.actions[:end]
-    files = model.family.files(Samples(states, actions, []))
-    _keep_svg(files, True, options.model)
-    canvases = to_bytes(from_unit(model.family.environment.canvas(states[-1]).cpu(), model.levels), model.levels)
-    written = [f"{name}{extension}" for name, each in zip(names, files, strict=True) for extension in (".png", *each)]
-    facts = {"model": options.model, "seed": options.seed, "budget": end - begin}
+    _check_vectorize(model, options)
+    pictures = _read_pictures(model, options)
+    goals = goals_of(model, list(pictures.values()))
+    first = model.rollout(goals[:1], options.seed, start=options.start)
+    _keep_svg(model.family.files(Samples(first.states, first.actions, [])), True, options.model)
+    drawn = paint(model, goals, options.seed, options.start, options.budget, options.tries, options.search)
+    files = model.family.files(drawn)
+    canvases = model.family.environment.canvas(drawn.states[-1]).cpu()
+    written = [
+        f"{name}{extension}" for name, each in zip(pictures, files, strict=True) for extension in (".png", *each)
+    ]
+    facts = {
+        "model": options.model, "seed": options.seed, "budget": options.budget or len(drawn.actions), "tries": options.tries,
+        "search": options.search,
+    }  # fmt: skip
     with place.filling(written, facts) as folder:
-        for name, each, canvas in zip(names, files, canvases, strict=True):
-            save_png(to_pil(canvas), folder / f"{name}.png")
+        for (name, picture), each, canvas in zip(pictures.items(), files, canvases, strict=True):
+            save_png(to_pil(picture_of(model, canvas, picture.negative)), folder / f"{name}.png")
             for extension, content in each.items():
-                write_bytes(folder / f"{name}{extension}", content)
-    wrong = (to_bytes(goals, model.levels).float() - canvases).div(255).square().mean()
-    print(f"{len(names)} drawings in {options.out} (mean squared error {wrong:.4f} a pixel, black to white is 1)")
+                shown = as_the_picture(content, picture, options.fit == "stretch")
+                write_bytes(folder / f"{name}{extension}", shown)
+    seen = torch.stack([picture_of(model, canvas, negative=False) for canvas in canvases])
+    wrong = (to_bytes(goals, model.levels).float() - seen).div(255).square().mean()
+    print(
+        f"{len(pictures)} drawings in {options.out} (mean squared error {wrong:.4f} a pixel, black to white is 1)"
+        + negatives(sum(picture.negative for picture in pictures.values()), options.invert)
+    )
     return 0
 
 
-def _read_goals(model: Any, options: VectorizeOptions) -> tuple[list[str], Any]:
-    """Names for the drawings of the images that are given, and these as the model sees them, (N, C, height, width) uint8."""
-    import torch
+def negatives(count: int, invert: str) -> str:
+    """What is said of pictures that were painted as their negatives without being told to."""
+    if not count or invert != "auto":
+        return ""
+    return f"; {count} painted as their negative{'s' if count > 1 else ''} and turned back (--invert no: as they are)"
 
-    from goalgen.data import from_unit, to_unit
+
+def _check_vectorize(model: Any, options: VectorizeOptions) -> None:
+    """Refuse what no model, or not this one, can do."""
+    begin, end = model.family.files_steps
+    if options.budget is not None and not 1 <= options.budget <= end - begin:
+        raise GoalgenError(f"--budget must be 1 to {end - begin}, the most that this model draws, not {options.budget}")
+    if options.tries < 1:
+        raise GoalgenError(f"--tries must be at least 1, not {options.tries}")
+    if options.search < 0:
+        raise GoalgenError(f"--search must be at least 0, which is no search, not {options.search}")
+
+
+def _read_pictures(model: Any, options: VectorizeOptions) -> dict[str, Any]:
+    """The pictures that are given, under the names of their drawings."""
     from goalgen.data.files import find_images
-    from goalgen.data.images import decode_image
+    from goalgen.vectorizing import plain_ground, read_picture
 
     paths: list[Any] = []
     for path in options.images:
@@ -195,13 +221,12 @@ def _read_goals(model: Any, options: VectorizeOptions) -> tuple[list[str], Any]:
         if not found:
             raise GoalgenError(f"{path} holds no images")
         paths += found
-    channels, height, width = model.shape
-    images = torch.stack([
-        decode_image(path, channels=channels, image_size=(height, width), fit=options.fit, background=options.background)
-        for path in paths
-    ])  # fmt: skip
     names = [path.stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise GoalgenError(f"two images are called {twice[0]!r}, and their drawings would be, too; rename one")
-    unit = to_unit(255 - images if options.invert else images, 256)
-    return names, from_unit(unit, model.levels)
+    start = model.start(options.start)
+    ground = None if start.drawn or start.needs_goal else plain_ground(start(1)[0])
+    return {
+        name: read_picture(path, model.shape, options.fit, options.background, options.invert, ground)
+        for name, path in zip(names, paths, strict=True)
+    }

@@ -9,7 +9,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from goalgen.agents import Decision, GCAgent, SAgent, Seen
+from goalgen.agents import Agents, Decision, GCAgent, SAgent, Seen
 from goalgen.blackbox import Judge, Search, collect, draw_search, learn_improved, policy_gradient
 from goalgen.environment import Continuous, Discrete, Environment
 from goalgen.errors import GoalgenError
@@ -18,6 +18,7 @@ from goalgen.learning import Clock, Learned, learn_pathwise
 from goalgen.likelihoods import PixelLikelihood, full_precision
 from goalgen.networks import bounded, make_torso
 from goalgen.policies import Categorical, Gaussian, Policy
+from goalgen.rollout import advance
 from goalgen.task import Task
 
 SMOOTHING = 0.9
@@ -90,6 +91,16 @@ class WorldCritic(Judge):
     def value(self, seen: Seen, goal: Tensor) -> Tensor:
         paid = seen.likelihood.log_prob(goal, seen.state).detach()
         return paid if seen.step == self.horizon else paid + self.mlp(seen, goal)[:, 0]
+
+    def look(self, agents: Agents, seen: Seen, goal: Tensor, decision: Decision, actions: Tensor) -> Tensor:
+        """... of all candidates at once."""
+        if decision.offer is not None:
+            return super().look(agents, seen, goal, decision, actions)
+        many = len(actions)
+        label, memory = (None if x is None else x.repeat(many, *[1] * (x.dim() - 1)) for x in (seen.label, seen.memory))
+        here = agents.see(seen.step, seen.state.repeat(many, *[1] * (seen.state.dim() - 1)), label, memory=memory)
+        after = agents.see(seen.step + 1, advance(here, actions.flatten(0, 1), None), label, memory=memory)
+        return self.value(after, goal.repeat(many, *[1] * (goal.dim() - 1))).view(many, -1)
 
 
 class WorldGCAgent(GCAgent):

@@ -45,6 +45,8 @@ class GymEnvironment(Environment):
         make: makes one such environment.
         horizon: H.
         seed: of every reset.
+        markov: what is seen (observation and achieved goal) and the step decide what follows, however one came there. Outcomes
+            are then remembered by these, not by all actions so far, and few steps are taken twice.
 
     Raises:
         GoalgenError: it has no goals, or spaces that are not known here, or does otherwise when it is asked again.
@@ -52,9 +54,11 @@ class GymEnvironment(Environment):
 
     black_box = True
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], horizon: int, seed: int = 0) -> None:
+    def __init__(
+        self, make: Callable[[], gymnasium.Env[Any, Any]], horizon: int, seed: int = 0, markov: bool = False
+    ) -> None:
         super().__init__()
-        self.make, self.horizon, self.seed = make, horizon, seed
+        self.make, self.horizon, self.seed, self.markov = make, horizon, seed, markov
         env = make()
         space = env.observation_space
         wanted = {"observation", "achieved_goal", "desired_goal"}
@@ -78,7 +82,7 @@ class GymEnvironment(Environment):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GymEnvironment:
         # An average of the weights copies the family, and not every Gymnasium environment can be copied.
-        return GymEnvironment(self.make, self.horizon, self.seed)
+        return GymEnvironment(self.make, self.horizon, self.seed, self.markov)
 
     @property
     def canvas_shape(self) -> tuple[int, ...]:
@@ -141,9 +145,11 @@ class GymEnvironment(Environment):
         if over:
             return row.copy()
         history = row[start + 2 : start + 2 + count * self.action_size].reshape(count, self.action_size)
-        step = history.tobytes() + action.tobytes()
+        step = (row[: start + 2].tobytes() if self.markov else history.tobytes()) + action.tobytes()
         if (known := self._known.get(step)) is not None:
-            return known.copy()
+            after = known.copy()
+            after[start + 2 : start + 2 + history.size] = row[start + 2 : start + 2 + history.size]
+            return after
         env = self._standing.pop(history.tobytes(), None) or self._again(history)
         observation, _, terminated, truncated, _ = env.step(self._given(action))
         history = np.concatenate([history, action[None]])
@@ -220,6 +226,9 @@ class GymFamily(WorldFamily):
     Goals are there to be reached, so how near counts as reached is not learned: the scale of p(g | x_H) is :data:`REACHED`.
     """
 
+    markov = False
+    """whether what is seen and the step decide what follows, see :class:`GymEnvironment`"""
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         assert isinstance(self.likelihood, PixelLikelihood)
@@ -234,4 +243,4 @@ class GymFamily(WorldFamily):
 
     @classmethod
     def world(cls, plan: Plan) -> GymEnvironment:
-        return GymEnvironment(cls.make_gym, plan.horizon)
+        return GymEnvironment(cls.make_gym, plan.horizon, markov=cls.markov)
