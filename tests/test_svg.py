@@ -15,11 +15,13 @@ from PIL import Image
 from runs import tiny_config, write_images
 from torch import Tensor
 
-from goalgen import cli
+from goalgen import cli, configure
+from goalgen.families import make
 from goalgen.families.strokes import StrokesEnvironment, paint
 from goalgen.families.strokes.environment import DEFAULT_INKS, read_inks
 from goalgen.families.strokes.svg import to_svg
 from goalgen.model import load
+from goalgen.rollout import Samples
 from goalgen.training import train
 from goalgen.vectorizing import read_picture
 
@@ -52,6 +54,24 @@ def rasterised(svg: str, width: int) -> Tensor:
     """An SVG as the independent renderer has it, (3, height, width) in [-1, 1]."""
     with Image.open(io.BytesIO(resvg_py.svg_to_bytes(svg_string=svg, width=width))) as picture:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
+
+
+def test_strokes_that_nobody_would_see_are_not_written():
+    """A dot inside of what is white already changes nothing; a stroke in half strength does, a second time, too."""
+    family = make(
+        configure(environment="strokes", horizon=4, start="constant:0", width=8, head_width=8), (1, 28, 28), 256
+    )
+    wide, dot, half = (torch.tensor(a) for a in ([30, 36, 40, 3, 0], [33, 33, 40, 0, 0], [100, 150, 40, 3, 1]))
+    drawn = torch.stack([wide, dot, half, half]).unsqueeze(1)
+    states = [family.environment.initial(-torch.ones(1, 1, 28, 28))]
+    for action in drawn:
+        states.append(family.environment.transition(torch.zeros(1).long(), states[-1], action))
+    (files,) = family.files(Samples(torch.stack(states), drawn, []))
+    for text in files.values():
+        found = ElementTree.fromstring(text).iter(f"{NAMESPACE}path")
+        assert [path.get("stroke-opacity") for path in found] == [None, "0.5", "0.5"]
+    last = family.environment.canvas(states[-1])[0]
+    assert (rasterised(files[".svg"].decode(), 28).mean(0) - last[0]).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def run_vectorize(arguments: Sequence[str]) -> int:
         f"{name}{extension}" for name, each in zip(pictures, files, strict=True) for extension in (".png", *each)
     ]
     facts = {
-        "model": options.model, "seed": options.seed, "budget": options.budget or len(drawn.actions), "tries": options.tries,
+        "model": options.model, "seed": options.seed, "budget": options.budget or most_strokes(model), "tries": options.tries,
         "search": options.search,
     }  # fmt: skip
     with place.filling(written, facts) as folder:
@@ -199,11 +199,17 @@ def negatives(count: int, invert: str) -> str:
     return f"; {count} painted as their negative{'s' if count > 1 else ''} and turned back (--invert no: as they are)"
 
 
+def most_strokes(model: Any) -> int:
+    """Actions that a drawing of the model shows."""
+    begin, end = model.family.files_steps
+    return int(end - begin)
+
+
 def _check_vectorize(model: Any, options: VectorizeOptions) -> None:
     """Refuse what no model, or not this one, can do."""
-    begin, end = model.family.files_steps
-    if options.budget is not None and not 1 <= options.budget <= end - begin:
-        raise GoalgenError(f"--budget must be 1 to {end - begin}, the most that this model draws, not {options.budget}")
+    most = most_strokes(model)
+    if options.budget is not None and not 1 <= options.budget <= most:
+        raise GoalgenError(f"--budget must be 1 to {most}, the most that this model draws, not {options.budget}")
     if options.tries < 1:
         raise GoalgenError(f"--tries must be at least 1, not {options.tries}")
     if options.search < 0:

@@ -37,6 +37,9 @@ __all__ = [
 REPEATS = 16
 """Actions drawn at a state to say how much its divergence varies along them."""
 
+HALF_A_LEVEL = 1 / 255
+"""Of 256 grey levels from -1 to 1: what changes no pixel by more is not seen."""
+
 FITTED = 4
 """Of the candidates at a state, strokes that the networks are fitted to."""
 
@@ -165,10 +168,12 @@ class Strokes(Family):
         return replace(learned, again=again)
 
     def files(self, samples: Samples) -> list[dict[str, bytes]]:
-        """Each drawing as SVG, and as SVG that draws itself."""
+        """Each drawing as SVG, and as SVG that draws itself, without the strokes that nobody would see."""
         environment, written = self.environment, []
-        for canvas, actions in zip(environment.canvas(samples.states[0]), samples.actions.transpose(0, 1), strict=True):
-            still, moving = (to_svg(environment, canvas, actions, draws_itself=moves) for moves in (False, True))
+        canvases = torch.stack([environment.canvas(state) for state in samples.states])
+        seen = canvases.diff(dim=0).abs().flatten(2).amax(2) > HALF_A_LEVEL  # (H, B)
+        for canvas, actions, shown in zip(canvases[0], samples.actions.transpose(0, 1), seen.T, strict=True):
+            still, moving = (to_svg(environment, canvas, actions[shown], draws_itself=moves) for moves in (False, True))
             written.append({".svg": still.encode(), ".drawing.svg": moving.encode()})
         return written
 
