@@ -27,6 +27,7 @@ ABLATED: dict[str, Row] = {
     "a drawn draft in place of memory": {"environment": "latent:1+bridge:3", "latent_size": 32, "latent_modes": 512, "code_size": None, "code_modes": None},
     "no first look": {"first_look": False},
     "no discount": {"discount": None},
+    "a code that pays for all its nats from a fifth of the run on": {"code_kl_weight": 1.0, "code_warmup_steps": 150},
     "16 numbers in a code": {"code_size": 16},
     "64 numbers in a code": {"code_size": 64},
     "1 mode": {"code_modes": 1},

@@ -19,6 +19,7 @@ from contenders import RUNS, SETUPS, Contender, Job, Options, Row
 from contest import compare
 from fitting import train_goalgen
 from folders import FOLDERS, folder
+from orders import ORDERS, order
 from painting import STROKES, VARIANTS, WORK, painting, strokes_speed
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
@@ -200,7 +201,7 @@ EXPERIMENTS = {
     ),
     "ablation": Experiment(
         "what is each part of the choice for large images worth? (120 s of a thread each)",
-        lambda o: rows_of(variant=ABLATED, seed=o.seeds), ablation, "data", {"fashion_mnist": 120, "mnist": 120},
+        lambda o: rows_of(variant=ABLATED, seed=o.seeds), ablation, "data", {"fashion_mnist": 120, "mnist": 120, "avatars": 120},
         {"seeds": (0, 1), "num_test": 2000}, trial=True,
     ),
     "curve": Experiment(
@@ -208,6 +209,11 @@ EXPERIMENTS = {
         lambda o: rows_of(family=CURVES, horizon=o.horizons, seed=o.seeds), curve, "data",
         {"digits": 40}, {"seeds": (0, 1, 2), "horizons": HORIZONS, "num_test": 2000},
         trial=True,
+    ),
+    "order": Experiment(
+        "a learned order of reveals beside fixed ones, at equal seconds: bits/dim and Frechet distance",
+        lambda o: rows_of(order=ORDERS, horizon=o.horizons, seed=o.seeds), order, "data", {"digits": 40, "fashion_mnist": 120},
+        {"seeds": (0, 1, 2), "horizons": (8, 16), "num_test": 2000}, trial=True,
     ),
     "likelihood": Experiment(
         "bounds after twenty minutes: binarised MNIST in nats, the others in bits/dim",

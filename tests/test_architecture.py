@@ -53,7 +53,7 @@ LAYERS: list[tuple[str, str]] = [
         "families",
         "families families.bridge families.bridge.agents families.bridge.environment families.code families.latent families.proposals "
         "families.proposals.environment families.proposals.gc_agents families.proposals.picture families.proposals.revival "
-        "families.proposals.s_agent families.reveal families.reveal.environment families.reveal.policies families.stages families.stages.world "
+        "families.proposals.s_agent families.reveal families.reveal.agents families.reveal.environment families.reveal.orders families.reveal.policies families.stages families.stages.world "
         "families.strokes families.strokes.agents families.strokes.environment families.strokes.render families.strokes.svg families.suited families.world",
     ),
     ("settings", "settings"),
@@ -248,7 +248,7 @@ def test_only_a_family_speaks_of_itself(module):
         assert not found, f"{MODULES[module].name} speaks of {home}: {found}"
 
 
-COMMON = {"Box", "fixed", "grid", "value", "step_size", "learn_step_size", "code", "copy"}
+COMMON = {"Box", "fixed", "grid", "value", "step_size", "learn_step_size", "code", "copy", "learned"}
 """Words that a family uses and that others use for something else, or that two families share."""
 
 

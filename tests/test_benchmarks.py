@@ -147,6 +147,21 @@ def test_two_runs_are_compared_by_their_spreads():
 # the pages ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_learned_order_wins_by_more_than_the_spread_of_seeds_or_ties():
+    def rows(**bits):
+        return [
+            {"order": order, "horizon": 8, "seed": seed, "bits_per_dim": value}
+            for order, values in bits.items() for seed, value in enumerate(values)
+        ]  # fmt: skip
+
+    fixed = {"spread": (2.0, 2.02), "raster": (2.2, 2.21)}
+    for learned, word in (((1.9, 1.91), "beats"), ((1.995, 2.0), "ties with"), ((2.1, 2.11), "loses to")):
+        text = report.order_verdict(rows(learned=learned, **fixed))
+        assert f"**{word}** the best fixed one, spread" in text
+    assert "one seed" in report.order_verdict(rows(learned=(1.9,), spread=(2.0,)))
+    assert report.order_verdict(rows(**fixed)) == ""
+
+
 def test_what_is_not_sampled_as_it_was_trained_is_called_another_sampler():
     name = comparison.sampler_name
     assert name("goalgen latent H=2", "goalgen", "2") == "goalgen latent H=2"

@@ -378,13 +378,6 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", ["strokes:3+bridge:2", "code:1+strokes:3"])
-def test_as_a_stage_it_is_refused_in_one_line(spec, tmp_path, capsys):
-    assert cli.main(["train", "--environment", spec, "--out", str(tmp_path / "run")]) == 2
-    assert f"--environment {spec}: strokes cannot be a stage" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("case", sorted(REFUSED))
 def test_what_makes_no_model_is_refused_in_one_line(case, tmp_path, capsys):
     settings, message = REFUSED[case]

@@ -191,10 +191,10 @@ def _check_gradient(environment: Environment, canvas: Tensor, offer: Any, rng: t
             action = action.requires_grad_()
             actions.append(action)
         state = environment.transition(h, state, action, offered)
-    total = environment.canvas(state).square().sum()
+    total = state.square().sum()  # with the canvas what lies beside it: memory is there for networks to read
     gradients = torch.autograd.grad(total, [*actions, start], allow_unused=True) if total.requires_grad else ()
     _demand(
         any(g is not None and g.abs().sum() > 0 for g in gradients),
-        f"{name} is no black box, but no gradient passes from the last canvas back to the first or to the "
+        f"{name} is no black box, but no gradient passes from the last state back to the first canvas or to the "
         "actions; remove .detach(), .round() or NumPy from the transition, or set black_box = True",
     )

@@ -109,6 +109,8 @@ class Family(Agents, ABC):
     """whether it may be one stage of several"""
     pathwise: ClassVar[bool] = False
     """whether its GC-agents learn by the gradient that passes through them, as a stage before others"""
+    learns_apart: ClassVar[bool] = False
+    """whether, as a stage before others, it learns by :meth:`learn` as if it were the last, where no gradient of J reaches it"""
     training_buffers: ClassVar[tuple[str, ...]] = ()
     """buffers that only training needs: checkpoints have them, saved models do not"""
     least_validation: ClassVar[int] = 1
@@ -203,18 +205,22 @@ class Family(Agents, ABC):
         return bound(self, rollout(self, task, noise))
 
     def parameter_groups(self, rate: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameters for the optimiser: what weight decay falls on, the rest, and what the GC-agent has :meth:`rates` for.
+        """Parameters for the optimiser: what weight decay falls on, the rest, and what has :meth:`rates` of its own.
 
         Args:
             rate: peak learning rate; of each group it is "peak".
             weight_decay: of the weights of linear and convolutional layers.
         """
-        own, decayed = self.gc_agent.rates(), {id(p) for p in matrices(self)}
+        own, decayed = self.rates(), {id(p) for p in matrices(self)}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in [*self.generative_parameters(), *self.gc_parameters()]:
             decay = weight_decay if parameter not in own and id(parameter) in decayed else 0.0
             groups.setdefault((decay, rate * own.get(parameter, 1.0)), []).append(parameter)
         return [{"params": p, "weight_decay": decay, "peak": peak} for (decay, peak), p in groups.items()]
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Parameters that learn at a rate of their own, see :meth:`goalgen.agents.GCAgent.rates`."""
+        return self.gc_agent.rates()
 
     def after_step(self, after: AfterStep) -> dict[str, int]:
         """Whatever is to happen once the weights have moved. Returns counts for the log, which adds them up."""
@@ -233,6 +239,11 @@ class Family(Agents, ABC):
     def files(self, samples: Samples) -> list[dict[str, bytes]]:
         """What is written beside the picture of each of B samples: contents by extension, such as {".svg": ...}."""
         return []
+
+    @property
+    def files_steps(self) -> tuple[int, int]:
+        """The first step that :meth:`files` tells of, and the one whose canvas is what they show."""
+        return 0, self.horizon
 
 
 def check_least(settings: Any, **least: int) -> None:

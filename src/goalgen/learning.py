@@ -50,6 +50,8 @@ class Learned:
     again: Sequence[Callable[[], Tensor]] = ()
     """Losses of further updates from the same batch, each to be asked for once the weights have moved by the one before; as
     many at every batch, and in every process."""
+    rows: Tensor | None = None
+    """Rows of the batch, bool (B,), that the bound is of; None: all."""
 
 
 def learn_pathwise(

@@ -46,6 +46,11 @@ class Task:
         names = None if self.names is None else self.names[keep]
         return replace(self, start=self.start[keep], goals=goals, label=label, names=names, memory=memory)
 
+    def held(self) -> Task:
+        """The same, with nothing to be learned through what stages before have left."""
+        memory = None if self.memory is None else self.memory.detach()
+        return replace(self, start=self.start.detach(), memory=memory)
+
     def repeat(self, episodes: int) -> Task:
         """Every episode so many times, one after the other."""
         if episodes == 1:

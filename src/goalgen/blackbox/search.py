@@ -182,7 +182,7 @@ def learn_improved(
     """Both agents fitted to the improved policy at the states of episodes that it acts in. (Equation 32)
 
     Nothing is differentiated while it acts. What it has found is then learned from in one update, or in several
-    (``search.passes``, ``search.states``): a search takes longer than a lesson.
+    (``search.passes``, ``search.states``): a search takes longer than a lesson. Stages before learn from the first alone.
 
     Args:
         noise: (H, B, ...), by which the GC-agent acts where it acts itself.
@@ -197,8 +197,11 @@ def learn_improved(
     updates = draws["updates"].unbind()
     parts = len(updates) // search.passes
     loss, error = found.learned_of(updates[0], parts)
+    found.task = task.held()  # a gradient passes back to earlier stages once
     again = [partial(_loss_of, found, update, parts) for update in updates[1:]]
-    return Learned(loss, terms, {"candidates_that_count": counts, "value_error_nats": error}, again=again)
+    alone = torch.arange(len(task), device=loss.device) % ALONE == 0
+    info = {"candidates_that_count": counts, "value_error_nats": error}
+    return Learned(loss, terms, info, rows=alone, again=again)
 
 
 def _loss_of(found: Found, update: Tensor, parts: int) -> Tensor:

@@ -159,18 +159,18 @@ def run_vectorize(arguments: Sequence[str]) -> int:
     if not options.images:
         raise GoalgenError("no images were given: goalgen vectorize DIR IMAGES...")
     model = options.load()
-    if options.budget is not None and not 1 <= options.budget <= model.horizon:
-        raise GoalgenError(
-            f"--budget must be 1 to {model.horizon}, the most that this model draws, not {options.budget}"
-        )
+    begin, end = model.family.files_steps
+    if options.budget is not None and not 1 <= options.budget <= end - begin:
+        raise GoalgenError(f"--budget must be 1 to {end - begin}, the most that this model draws, not {options.budget}")
+    end = end if options.budget is None else begin + options.budget
     names, goals = _read_goals(model, options)
     episodes = model.rollout(goals, options.seed, start=options.start)
-    states, actions = episodes.states[: (options.budget or model.horizon) + 1], episodes.actions[: options.budget]
+    states, actions = episodes.states[: end + 1], episodes.actions[:end]
     files = model.family.files(Samples(states, actions, []))
     _keep_svg(files, True, options.model)
     canvases = to_bytes(from_unit(model.family.environment.canvas(states[-1]).cpu(), model.levels), model.levels)
     written = [f"{name}{extension}" for name, each in zip(names, files, strict=True) for extension in (".png", *each)]
-    facts = {"model": options.model, "seed": options.seed, "budget": options.budget or model.horizon}
+    facts = {"model": options.model, "seed": options.seed, "budget": end - begin}
     with place.filling(written, facts) as folder:
         for name, each, canvas in zip(names, files, canvases, strict=True):
             save_png(to_pil(canvas), folder / f"{name}.png")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from goalgen import config
 from goalgen.agents import Decision, GCAgent, SAgent, Seen
 from goalgen.environment import Continuous, Environment
+from goalgen.errors import GoalgenError
 from goalgen.family import AfterStep, Draws, Family, Plan, check_least
 from goalgen.learning import Clock, Learned, active_units, learn_pathwise, of_all_processes
 from goalgen.likelihoods import PixelLikelihood, full_precision
@@ -33,9 +34,6 @@ REHEARSED, TIMES = 4096, 4
 REVIVE_EVERY, DEAD = 64, 0.1
 """So often, in steps, modes that the kept codes choose less often than this share of an equal one are put where codes are."""
 
-WARMUP_STEPS, WARMUP_SHARE = 500, 0.2
-"""The KL is warmed up over so many steps or this share of the run, whichever is over first."""
-
 
 @dataclass(frozen=True)
 class CodeSettings(config.Settings):
@@ -45,8 +43,11 @@ class CodeSettings(config.Settings):
     """Numbers in a code."""
     code_modes: int = 64
     """Gaussians that the S-agent's policy over codes mixes at every step."""
+    code_kl_weight: float = config.of_training(1 / 3)
+    """Weight of the code's KL in what is learned from, at the end of the run; it rises to it from 0. Below 1 a code tells more than
+    it would be worth in nats, as a discount has it. What is reported as the bound counts all of it."""
     code_warmup_steps: int | None = config.of_training(None)
-    """Steps over which the weight of the code's KL rises from 0 to 1; unset: 500, or a fifth of the run if that is less."""
+    """Steps over which that weight rises, if not over the whole run."""
 
 
 class CodeEnvironment(Environment):
@@ -200,15 +201,16 @@ class Code(Family):
     @classmethod
     def check(cls, plan: Plan) -> None:
         check_least(plan.settings, code_size=1, code_modes=1, code_warmup_steps=0)
+        if not 0 <= plan.settings.code_kl_weight <= 1:
+            raise GoalgenError(f"--code-kl-weight must be from 0 to 1, not {plan.settings.code_kl_weight:g}")
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
         return learn_pathwise(self, task, draws["noise"], self.kl_weight(clock))
 
     def kl_weight(self, clock: Clock) -> float:
         steps = self.settings.code_warmup_steps
-        if steps is not None:
-            return min(1.0, (clock.step + 1) / max(steps, 1))
-        return min(1.0, max((clock.step + 1) / WARMUP_STEPS, clock.done / WARMUP_SHARE))
+        share = clock.done if steps is None else min(1.0, (clock.step + 1) / max(steps, 1))
+        return self.settings.code_kl_weight * share
 
     def rehearse(self, seen: list[Seen], q: list[Policy], clock: Clock) -> Tensor:
         """Divergence of codes of earlier batches, from which the S-agent alone learns: a small network has time for more of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from goalgen.errors import GoalgenError
 from goalgen.likelihoods import Likelihood
 from goalgen.rng import generator
 
-Order = Literal["spread", "raster", "random"]
+Order = Literal["spread", "raster", "random", "learned"]
 
 
 def position_order(order: Order, height: int, width: int) -> Tensor:
@@ -83,6 +84,9 @@ class RevealEnvironment(Environment):
             group[positions[begin:end]] = h
             begin = end
         self.horizon = groups * channels if follow else groups
+        self.groups, self.follow = groups, follow
+        self.register_buffer("of_position", group.view(height, width), persistent=False)  # the group of each
+        self.of_position: Tensor
         step = group.expand(channels, -1)
         if follow:
             step = step * channels + torch.arange(channels)[:, None]
@@ -119,6 +123,112 @@ class RevealEnvironment(Environment):
         canvas, known, start = state.chunk(3, 1)
         group = self.group(h)
         return torch.cat([torch.where(group, action, canvas), torch.where(group, 1.0, known), start], 1)
+
+
+@dataclass(frozen=True)
+class GroupAndValues:
+    """A group of ``groups``, and an image of values of which those of the group count. Action: (B, 1 + C height width) in [-1, 1].
+
+    Group k is said by the middle of the k-th of equal parts of [-1, 1], so that one box holds every action.
+    """
+
+    groups: int
+    image: tuple[int, int, int]
+    normal = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1 + math.prod(self.image),)
+
+    def noise(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Uniform numbers (batch, 1 + 2 C height width): one chooses a group, two a value."""
+        return torch.rand(batch, 1 + 2 * math.prod(self.image), generator=generator)
+
+    def split_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the group, (B,), and of the values, (B, 2, C, height, width)."""
+        return noise[:, 0], noise[:, 1:].unflatten(1, (2, *self.image))
+
+    def uniform(self, noise: Tensor) -> Tensor:
+        return noise[:, : self.shape[0]] * 2 - 1
+
+    def join(self, group: Tensor, values: Tensor) -> Tensor:
+        """The action of groups (B,) and values (B, C, height, width)."""
+        said = (2 * group.to(values.dtype) + 1) / self.groups - 1
+        return torch.cat([said.unsqueeze(1), values.flatten(1)], 1)
+
+    def split(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Groups (B,) int64 and values (B, C, height, width) of an action."""
+        group = ((action[:, 0] + 1) / 2 * self.groups).long().clamp(0, self.groups - 1)
+        return group, action[:, 1:].unflatten(1, self.image)
+
+
+class ChosenOrderEnvironment(RevealEnvironment):
+    """An action says which group comes next, and what values it has. (Equation 34)
+
+    The groups are those of the spread order. Where channels follow, a group is chosen with its first channel, and stays for the rest.
+    """
+
+    action_space: GroupAndValues  # type: ignore[assignment]
+
+    def __init__(self, shape: tuple[int, int, int], groups: int, order: Order = "learned", follow: bool = True) -> None:
+        super().__init__(shape, groups, order, follow)
+        self.action_space = GroupAndValues(groups, shape)
+        member = self.of_position.flatten()[:, None] == torch.arange(groups)
+        self.register_buffer("member", member, persistent=False)  # (positions, G): whether a position is in a group
+        self.member: Tensor
+
+    def by_group(self, images: Tensor) -> Tensor:
+        """Sums over the positions of every group, and over channels: (B, G) of (B, channels, height, width)."""
+        return images.sum(1).flatten(1) @ self.member.to(images.dtype)
+
+    def group(self, h: Tensor) -> Tensor:
+        """Which values may be written at steps ``h``: all, or those of one channel. Bool (B or 1, C, height, width)."""
+        channels = self.shape[0]
+        channel = torch.arange(channels, device=h.device)
+        now = channel == h[:, None] % channels if self.follow else torch.ones_like(channel, dtype=torch.bool)[None]
+        return now[:, :, None, None].expand(-1, *self.shape)
+
+    def choices_before(self, h: Tensor) -> Tensor:
+        """Groups that were chosen before steps ``h``, (B,)."""
+        channels = self.shape[0] if self.follow else 1
+        return (h + channels - 1) // channels
+
+    def shown(self, state: Tensor) -> Tensor:
+        """Which channels of every group are on the canvas, bool (B, C, G)."""
+        known = state[:, self.shape[0] : 2 * self.shape[0]].flatten(2)
+        return (known @ self.member.to(known.dtype)) > 0
+
+    def among_those_left(self, h: Tensor, state: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, G) with -inf for the groups that may not come now: those shown, or all but the one whose channels follow."""
+        shown, channels = self.shown(state), self.shape[0]
+        possible = ~shown[:, 0]
+        if self.follow and channels > 1:
+            channel = (h % channels).expand(len(state))
+            at = channel[:, None, None].expand(-1, 1, self.groups)
+            begun = shown.gather(1, (at - 1).clamp(min=0))[:, 0] & ~shown.gather(1, at)[:, 0]
+            possible = torch.where((channel == 0)[:, None], possible, begun)
+        # States that no policy leads to, such as a random agent's, have to be answered too.
+        possible = possible | ~possible.any(1, keepdim=True)
+        return scores.masked_fill(~possible, -torch.inf)
+
+    def along(self, h: Tensor, image: Tensor, start: Tensor, order: Tensor) -> Tensor:
+        """The state at steps ``h`` of episodes from ``start`` that reveal ``image`` in orders (B, G), (B, 3 C, height, width)."""
+        place = order.argsort(1)[:, self.of_position]  # (B, height, width)
+        step = place.unsqueeze(1).expand(-1, self.shape[0], -1, -1)
+        if self.follow:
+            step = step * self.shape[0] + torch.arange(self.shape[0], device=step.device)[:, None, None]
+        known = step < h[:, None, None, None]
+        return torch.cat([torch.where(known, image, start), known.to(image.dtype), start], 1)
+
+    def count_known(self, states: Tensor) -> Tensor:
+        """Values on the canvas of states (T, B, 3 C, height, width), (T, B)."""
+        return states[:, :, self.shape[0] : 2 * self.shape[0]].sum((2, 3, 4))
+
+    def transition(self, h: Tensor, state: Tensor, action: Tensor, offer: Any) -> Tensor:
+        canvas, known, start = state.chunk(3, 1)
+        choice, values = self.action_space.split(action)
+        written = self.group(h) & (self.of_position == choice[:, None, None]).unsqueeze(1)
+        return torch.cat([torch.where(written, values, canvas), torch.where(written, 1.0, known), start], 1)
 
 
 class Shown(Likelihood):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,28 @@ from goalgen.likelihoods import discretised_logistic_log_prob
 from goalgen.policies import Policy
 
 
-class Logistics(Policy):
+class ValuePolicy(Policy):
+    """What the S-agent says of all values at once, of which those of a group count."""
+
+    group: Tensor
+    """which values count, bool broadcastable to (B, C, height, width)"""
+
+    @abstractmethod
+    def log_prob_each(self, action: Tensor) -> Tensor:
+        """log p of every value (B, C, height, width), or of every pixel (B, 1, height, width) where its channels come together."""
+
+    def log_prob_counted(self, action: Tensor) -> Tensor:
+        """... with 0 for those that do not count."""
+        return torch.where(self.group, self.log_prob_each(action), 0.0)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.log_prob_counted(action).flatten(1).sum(1)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+
+
+class Logistics(ValuePolicy):
     """Independent values of a group, each a mixture of logistics cut into grey levels (Salimans et al. 2017).
 
     Args:
@@ -33,13 +56,9 @@ class Logistics(Policy):
         value = mean + log_scale.exp() * torch.logit(noise[:, 1], eps=1e-7)
         return ((value + 1) / 2 * top).round().clamp(0, top) / top * 2 - 1
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob_each(self, action: Tensor) -> Tensor:
         each = discretised_logistic_log_prob(action.unsqueeze(1), self.mean, self.log_scale, self.levels)
-        value = torch.logsumexp(self.log_weight + each, 1)  # (B, C, height, width)
-        return torch.where(self.group, value, 0.0).flatten(1).sum(1)
-
-    def kl(self, other: Policy) -> Tensor:
-        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+        return torch.logsumexp(self.log_weight + each, 1)
 
     def tempered(self, temperature: float) -> Logistics:
         """Each logistic narrowed like a normal of its width; the weights take the change of its width into account."""
@@ -48,7 +67,7 @@ class Logistics(Policy):
         return Logistics(self.group, self.levels, weight, self.mean, log_scale)
 
 
-class Pixels(Policy):
+class Pixels(ValuePolicy):
     """Pixels of a group whose channels come together: one choice of a mode for all of them, and means that follow the channels before.
 
     As PixelCNN++ has it (Salimans et al. 2017, equation 3): in mode m the mean of channel c is mean_c + sum over c' < c of
@@ -66,7 +85,7 @@ class Pixels(Policy):
     def __init__(
         self, group: Tensor, levels: int, logits: Tensor, mean: Tensor, log_scale: Tensor, lean: Tensor
     ) -> None:
-        self.group, self.levels = group, levels
+        self.group, self.levels = group[:, :1], levels
         self.log_weight, self.mean, self.log_scale, self.lean = logits.log_softmax(1), mean, log_scale, lean
 
     def sample(self, noise: Tensor) -> Tensor:
@@ -88,15 +107,11 @@ class Pixels(Policy):
         """The chosen mode's numbers (B, numbers, height, width) of (B, M, numbers, height, width)."""
         return part.gather(1, mode.expand(-1, -1, part.shape[2], -1, -1))[:, 0]
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob_each(self, action: Tensor) -> Tensor:
         before = torch.ones(self.lean.shape[2:4], dtype=torch.bool, device=action.device).tril(-1)[:, :, None, None]
         mean = self.mean + (torch.where(before, self.lean, 0.0) * action[:, None, None]).sum(3)
         each = discretised_logistic_log_prob(action.unsqueeze(1), mean, self.log_scale, self.levels).sum(2)
-        pixel = torch.logsumexp(self.log_weight + each, 1)  # (B, height, width)
-        return torch.where(self.group[:, 0], pixel, 0.0).flatten(1).sum(1)
-
-    def kl(self, other: Policy) -> Tensor:
-        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+        return torch.logsumexp(self.log_weight + each, 1).unsqueeze(1)
 
     def tempered(self, temperature: float) -> Pixels:
         """... as :class:`Logistics`; the width of a mode is that of all its channels."""
@@ -105,7 +120,7 @@ class Pixels(Policy):
         return Pixels(self.group, self.levels, weight, self.mean, log_scale, self.lean)
 
 
-class Levels(Policy):
+class Levels(ValuePolicy):
     """Independent values of a group, each with a chance of its own for every grey level.
 
     Args:
@@ -120,13 +135,10 @@ class Levels(Policy):
         cumulative, top = self.log_probs.exp().cumsum(1), self.log_probs.shape[1] - 1
         return (cumulative <= noise[:, :1] * cumulative[:, -1:]).sum(1).clamp(max=top) / top * 2 - 1
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob_each(self, action: Tensor) -> Tensor:
         top = self.log_probs.shape[1] - 1
         level = ((action + 1) / 2 * top).round().long().clamp(0, top).unsqueeze(1)
-        return torch.where(self.group, self.log_probs.gather(1, level)[:, 0], 0.0).flatten(1).sum(1)
-
-    def kl(self, other: Policy) -> Tensor:
-        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+        return self.log_probs.gather(1, level)[:, 0]
 
     def tempered(self, temperature: float) -> Levels:
         return Levels(self.group, self.log_probs / temperature)

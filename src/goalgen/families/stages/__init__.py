@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from goalgen import config
 from goalgen.agents import Decision
@@ -26,11 +26,12 @@ from goalgen.families.stages.world import (
     StagesEnvironment,
     StagesGCAgent,
     StagesSAgent,
+    unpack,
     unpacked,
 )
 from goalgen.family import AfterStep, Draws, Family, LearningGCAgent, Plan, Streams
 from goalgen.learning import Clock, Learned
-from goalgen.rollout import Trajectory, draw_noise, even_path, rollout
+from goalgen.rollout import Samples, Trajectory, draw_noise, even_path, rollout
 from goalgen.task import Task
 
 __all__ = ["Flat", "Packed", "Stages", "StagesEnvironment", "make_stages"]
@@ -82,6 +83,14 @@ class Stages(Family):
             raise GoalgenError(
                 f"the last stage must draw: {cls.kinds[-1].name} only remembers; add a stage, such as +bridge:4"
             )
+        lost = ""  # a stage whose canvas nothing is learned for unless gradients come back through the next ones
+        for kind, own in zip(cls.kinds, settings, strict=True):
+            if kind.learns_apart and lost:
+                raise GoalgenError(
+                    f"{lost} cannot come before {kind.name}: no gradient passes through {kind.name} to say what {lost} should draw; "
+                    f"put {kind.name} first"
+                )
+            lost = lost or ("" if kind.learns_apart or kind.remembered(own) else kind.name)
 
     def generative_modules(self) -> list[nn.Module]:
         return [module for stage in self.parts for module in stage.generative_modules()]
@@ -127,27 +136,46 @@ class Stages(Family):
     # -- learning --------------------------------------------------------------------------------------------------
 
     def draw(self, batch: int, streams: Streams) -> Draws:
-        """Noise of the steps before the last stage, and whatever the last one draws."""
-        last = self.parts[-1].draw(batch, lambda name: streams(f"last stage {name}"))
+        """Noise of the steps before the last stage, and whatever the stages draw that learn in their own way: the last one, and
+        those that learn apart."""
+        draws: Draws = {}
+        for k, stage in enumerate(self.parts):
+            last = k + 1 == len(self.parts)
+            if stage.learns_apart or last:
+                own = stage.draw(batch, within(streams, "last stage" if last else f"stage {k}"))
+                draws |= {f"stage {k} {name}": drawn for name, drawn in own.items()}
         space, generator = self.environment.action_space, streams("actions")
         if isinstance(space, Flat):  # the last stage's actions may want many more numbers
             space = Flat(space.spaces[:-1])
         first = [space.noise(batch, generator) for _ in range(self.environment.ends[-2])]
-        return {"before": torch.stack(first), **last}
+        return {"before": torch.stack(first), **draws}
+
+    def learn_stage(self, k: int, task: Task, state: Tensor, draws: Draws, clock: Clock) -> Learned:
+        """Stage k learns in its own way from the states (B, ...) in which it begins."""
+        prefix = f"stage {k} "
+        own = {name.removeprefix(prefix): drawn for name, drawn in draws.items() if name.startswith(prefix)}
+        return self.parts[k].learn(self.environment.task(k, task, state), own, clock)
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
-        """Episodes of the stages before the last, whose states the last one learns from in its own way. (Equation 29)"""
-        *before, last = self.parts
+        """Episodes of the stages before the last, whose states the last one learns from in its own way. (Equation 29)
+
+        A stage that learns apart does so too; its episodes here are those of the GC-agent as it is, of which J is the bound.
+        """
+        *before, _ = self.parts
         own = [stage.gc_agent for stage in before if isinstance(stage.gc_agent, LearningGCAgent)]
         first = rollout(
             self, task, draws["before"], through_q=True, through_actions=True, steps=self.environment.ends[-2], weigh=bool(own)
         )  # fmt: skip
-        end = first.states[-1]
-        onward = dataclasses.replace(task, start=self.environment.canvas(end), memory=self.environment.memory(end))
-        learned = last.learn(onward, {name: drawn for name, drawn in draws.items() if name != "before"}, clock)
-        loss, info = learned.loss, learned.info
+        learned = self.learn_stage(len(before), task, first.states[-1], draws, clock)
+        loss, info, seen_by, again = learned.loss, learned.info, learned.seen, [*learned.again]
         for k, stage in enumerate(before):
             steps = slice(self.environment.ends[k] - stage.horizon, self.environment.ends[k])
+            if stage.learns_apart:
+                apart = self.learn_stage(k, task, first.states[steps.start], draws, clock)
+                loss, seen_by = loss + apart.loss, {**apart.seen, **seen_by}
+                again += apart.again
+                info = {**info, **{name if name not in info else f"{name}_{k}": x for name, x in apart.info.items()}}
+                continue
             loss = loss + stage.kl_weight(clock) * first.kl[steps].sum(0).mean()
             at = [self.see(h, first.states[h], task.label) for h in range(steps.start, steps.stop)]
             seen = [self.environment.seen_in_stage(whole)[1] for whole in at]
@@ -156,8 +184,9 @@ class Stages(Family):
                 terms = Bound(learned.bound.total, first.kl[steps])
                 extra, more = stage.gc_agent.loss(stage, self.part(first, k), terms)
                 loss, info = loss + extra, {**info, **more}
-        terms = Bound(learned.bound.reconstruction, torch.cat([first.kl.detach(), learned.bound.kl]))
-        return Learned(loss, terms, info, learned.seen)
+        kl = first.kl.detach() if learned.rows is None else first.kl.detach()[:, learned.rows]
+        terms = Bound(learned.bound.reconstruction, torch.cat([kl, learned.bound.kl]))
+        return Learned(loss, terms, info, seen_by, again, learned.rows)
 
     def part(self, trajectory: Trajectory, k: int) -> Trajectory:
         """The episodes of stage k alone, as if it were the only one."""
@@ -185,10 +214,12 @@ class Stages(Family):
     def estimate(self, task: Task, streams: Streams) -> Bound:
         noise = draw_noise(self.environment, len(task), streams("actions")).to(self.device)
         first = rollout(self, task, noise, steps=self.environment.ends[-2], weigh=False)
-        end = first.states[-1]
-        onward = dataclasses.replace(task, start=self.environment.canvas(end), memory=self.environment.memory(end))
-        terms = self.parts[-1].estimate(onward, lambda name: streams(f"last stage {name}"))
+        onward = self.environment.task(len(self.parts) - 1, task, first.states[-1])
+        terms = self.parts[-1].estimate(onward, within(streams, "last stage"))
         return Bound(terms.reconstruction, torch.cat([first.kl, terms.kl]))
+
+    def rates(self) -> dict[nn.Parameter, float]:
+        return {parameter: rate for stage in self.parts for parameter, rate in stage.rates().items()}
 
     def after_step(self, after: AfterStep) -> dict[str, int]:
         averaged = after.averaged
@@ -209,9 +240,39 @@ class Stages(Family):
             found |= {key if key not in found else f"{key}_{k}": value for key, value in stage.report(own).items()}
         return {"kl_by_stage": nats, **found}
 
+    @property
+    def writer(self) -> int | None:
+        """The stage whose files stand beside a sample: the last that writes any."""
+        return max((k for k, stage in enumerate(self.parts) if type(stage).files is not Family.files), default=None)
+
+    @property
+    def files_steps(self) -> tuple[int, int]:
+        if self.writer is None:
+            return super().files_steps
+        stage, end = self.parts[self.writer], self.environment.ends[self.writer]
+        first, last = stage.files_steps
+        return end - stage.horizon + first, end - stage.horizon + last
+
+    def files(self, samples: Samples) -> list[dict[str, bytes]]:
+        """Those of one stage, such as the drawing that a later one works out."""
+        k = self.writer
+        if k is None or any(stage.can_skip for stage in self.parts[:k]):  # which step is which may not be known
+            return []
+        begin, end = self.environment.ends[k] - self.parts[k].horizon, self.environment.ends[k]
+        actions, space = list(samples.actions[begin:end]), self.parts[k].environment.action_space
+        if isinstance(self.environment.action_space, Flat):
+            actions = [unpack(space, rows) for rows in actions]
+        states = [self.environment.own(k, state) for state in samples.states[begin : begin + len(actions)]]
+        return self.parts[k].files(Samples(torch.stack(states), torch.stack(actions), []))
+
 
 MOST_STAGES = 64
 """Stages, at most."""
+
+
+def within(streams: Streams, what: str) -> Streams:
+    """The streams of a part of the model, called by its name and their own."""
+    return lambda name: streams(f"{what} {name}")
 
 
 def agent_of(kind: type[Family], plan: Plan) -> str:
@@ -253,5 +314,9 @@ def make_stages(spec: str, known: Callable[[str], type[Family]]) -> type[Stages]
             fields.setdefault(item.name, (item.name, hints[item.name], value))
     settings = dataclasses.make_dataclass("StagesSettings", fields.values(), bases=(config.Settings,), frozen=True)
     agents = {EACH: StagesGCAgent} | {name: make for kind in kinds for name, make in kind.gc_agents.items()}
-    about = {"name": spec, "Settings": settings, "gc_agents": agents, "kinds": tuple(kinds), "steps": tuple(steps)}
+    demands = next((kind for kind in kinds if kind.network != Family.network), Family)  # it may need its network
+    about = {
+        "name": spec, "Settings": settings, "gc_agents": agents, "kinds": tuple(kinds), "steps": tuple(steps),
+        "network": demands.network, "sizes": demands.sizes,
+    }  # fmt: skip
     return type("Stages", (Stages,), about)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from goalgen.agents import Decision, GCAgent, SAgent, Seen
+from goalgen.composite import Composite
 from goalgen.environment import ActionSpace, Discrete, Environment
 from goalgen.family import Family
 from goalgen.likelihoods import Likelihood
 from goalgen.policies import Policy
 from goalgen.rollout import advance
+from goalgen.task import Task
 
 # One action space and one policy for actions of several shapes
 
@@ -62,8 +64,7 @@ class Packed(Policy):
 
     def unpack(self, action: Tensor) -> Tensor:
         """The stage's own action."""
-        own = action[:, : prod(self.space.shape)].unflatten(1, self.space.shape)
-        return own.round().long().clamp(0, self.space.num_actions - 1) if isinstance(self.space, Discrete) else own
+        return unpack(self.space, action)
 
     def log_prob(self, action: Tensor) -> Tensor:
         return self.policy.log_prob(self.unpack(action))
@@ -79,6 +80,17 @@ class Packed(Policy):
 
     def correlated(self, share: float) -> Policy:
         return Packed(self.policy.correlated(share), self.space, self.flat)
+
+
+def unpack(space: ActionSpace, rows: Tensor) -> Tensor:
+    """Actions (B, *shape) of a stage from rows (B, numbers); what is no choice, as rows drawn at random, is the nearest."""
+    own = rows[:, : prod(space.shape)].unflatten(1, space.shape)
+    if isinstance(space, Discrete):
+        return own.round().long().clamp(0, space.num_actions - 1)
+    if isinstance(space, Composite):
+        most = torch.tensor(space.sizes, device=own.device) - 1
+        return space.canonical(torch.minimum(own.round().long().clamp(min=0), most))
+    return own
 
 
 def unpacked(policy: Policy) -> Policy:
@@ -124,6 +136,7 @@ class StagesEnvironment(Environment):
         self.horizon = self.ends[-1]
         self.room = max(prod(stage.environment.state_shape) for stage in stages)
         self.state_shape = (self.room + known[-1],)
+        self.black_box = all(stage.environment.black_box for stage in stages)
         spaces = tuple(stage.environment.action_space for stage in stages)
         self.action_space = spaces[0] if all(space == spaces[0] for space in spaces) else Flat(spaces)
 
@@ -151,6 +164,12 @@ class StagesEnvironment(Environment):
         """The state of a stage, of its own shape."""
         shape = self.stages[stage].environment.state_shape
         return state[:, : prod(shape)].unflatten(1, shape)
+
+    def task(self, stage: int, task: Task, state: Tensor) -> Task:
+        """The task of a stage that begins in these states: what it starts from, and what of memory it reads."""
+        memory = self.memory(state)
+        known = memory[:, : self.told[stage]] if self.told[stage] and memory is not None else None
+        return replace(task, start=self.canvas(state), memory=known)
 
     def memory(self, state: Tensor) -> Tensor | None:
         """What is remembered, (B, numbers), zeros where nothing has been yet; None where no stage remembers."""
@@ -185,13 +204,14 @@ class StagesEnvironment(Environment):
 
 
 class StagesSAgent(SAgent):
-    """The S-agent of the stage in hand."""
+    """The S-agent of the stage in hand; one that learns apart has no use for a gradient here."""
 
     def decide(self, seen: Seen) -> Decision:
         world = world_of(seen)
         stage, own = world.seen_in_stage(seen)
         family = world.stages[stage]
-        decision = family.s_agent.decide(own)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not family.learns_apart):
+            decision = family.s_agent.decide(own)
         policy = decision.policy
         if isinstance(world.action_space, Flat):
             policy = Packed(policy, family.environment.action_space, world.action_space)

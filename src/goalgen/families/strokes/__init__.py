@@ -11,7 +11,7 @@ from goalgen import config
 from goalgen.blackbox import Search, collect, draw_search, learn_improved, policy_gradient
 from goalgen.errors import GoalgenError
 from goalgen.families.strokes.agents import Critic, Missing, PainterGCAgent, StrokesSAgent
-from goalgen.families.strokes.environment import DEFAULT_INKS, Ink, StrokesEnvironment, read_inks
+from goalgen.families.strokes.environment import DEFAULT_INKS, START, Ink, StrokesEnvironment, read_inks
 from goalgen.families.strokes.render import Brush, draw, paint
 from goalgen.families.strokes.svg import to_svg
 from goalgen.family import Draws, Family, Plan, Streams, check_above_zero, check_least
@@ -62,9 +62,8 @@ class StrokesSettings(config.Settings):
     stroke_candidates: int = config.of_training(36)
     """Candidates at every state, about half of them by the GC-agent, a tenth by the S-agent, the others at random where ink is
     missing."""
-    stroke_passes: int = config.of_training(3)
-    """Times that what was found at a state is learned from: to look takes longer than to learn. Of the policy gradient, how often it
-    goes over the same episodes."""
+    stroke_passes: int = config.of_training(1)
+    """Times that what was found at a state is learned from; of the policy gradient, how often it goes over the same episodes."""
     stroke_states: int = config.of_training(48)
     """States, about so many, of which an update of the weights learns; a batch has --horizon states an image."""
     stroke_search: float = config.of_training(0.85)
@@ -91,7 +90,9 @@ class Strokes(Family):
     gc_agents = {"painter": PainterGCAgent}  # noqa: RUF012 - more may be put in
     network = "unet"
     sizes = {"unet": (48, 1, 32)}  # noqa: RUF012 - half the places that it points at, so it may be wider; pointing costs most
-    stageable = False  # what follows would have to be paid for by its candidates, one by one
+    learns_apart = (
+        True  # paid for how near its canvas is: what follows would have to be tried out from that of every candidate
+    )
     settings: StrokesSettings
     environment: StrokesEnvironment
     gc_agent: PainterGCAgent
@@ -158,7 +159,8 @@ class Strokes(Family):
             return learn_improved(self, critic, task, draws["noise"], draws, self.search)
         episodes = collect(self, critic, task, draws["noise"], None if task.episodes > 1 else 0.9)
         learned = policy_gradient(self, critic, episodes)
-        again = [lambda: policy_gradient(self, critic, episodes).loss] * (self.settings.stroke_passes - 1)
+        held = replace(episodes, task=task.held())
+        again = [lambda: policy_gradient(self, critic, held).loss] * (self.settings.stroke_passes - 1)
         return replace(learned, again=again)
 
     def files(self, samples: Samples) -> list[dict[str, bytes]]:
@@ -172,7 +174,10 @@ class Strokes(Family):
     def report(self, trajectory: Trajectory) -> dict[str, Any]:
         """Strokes a drawing, how far the GC-agent's is from its goal, and how much the divergence of a step varies along drawn actions."""
         environment = self.environment
-        drawn = [(~environment.ended(state)).double() for state in trajectory.states[1:]]
+        drawn = [
+            (~environment.ended(state) & (action[:, START] != environment.positions)).double()
+            for state, action in zip(trajectory.states, trajectory.actions, strict=False)
+        ]
         error = (environment.canvas(trajectory.states[-1]) - trajectory.goals).square().mean() / 4
         spread = []
         for h, (q, decision) in enumerate(zip(trajectory.q, trajectory.decisions, strict=True)):
