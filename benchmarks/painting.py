@@ -39,7 +39,7 @@ STROKES: dict[str, Any] = {
     "environment": "strokes",
     "horizon": 10,
     "start": "constant:0",
-    "batch_size": 16,
+    "batch_size": 48,
     "learning_rate": 3e-3,
 }
 ON: dict[str, dict[str, Any]] = {

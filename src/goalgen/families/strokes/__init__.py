@@ -65,9 +65,8 @@ class StrokesSettings(config.Settings):
     stroke_candidates: int = config.of_training(36)
     """Candidates at every state, about half of them by the GC-agent, a tenth by the S-agent, the others at random where ink is
     missing."""
-    stroke_passes: int = config.of_training(3)
-    """Times that what was found at a state is learned from: to look takes longer than to learn. Of the policy gradient, how often it
-    goes over the same episodes."""
+    stroke_passes: int = config.of_training(1)
+    """Times that what was found at a state is learned from; of the policy gradient, how often it goes over the same episodes."""
     stroke_states: int = config.of_training(48)
     """States, about so many, of which an update of the weights learns; a batch has --horizon states an image."""
     stroke_search: float = config.of_training(0.85)

@@ -19,8 +19,11 @@ from goalgen.likelihoods import full_precision
 from goalgen.networks import NetworkSpec, make_torso
 from goalgen.policies import Policy
 
-CROP = 3
+CROP = 5
 """Side of the crop of the canvas around each position, in positions."""
+
+REACHES = (1, 2, 4)
+"""From how far positions hear of each other, one convolution after the other, in positions: a stroke is about as long."""
 
 REACH = 4.0
 """What is proposed at random ends about so many positions from where it starts, and bends by about half as many."""
@@ -41,8 +44,8 @@ def world(environment: Environment) -> StrokesEnvironment:
 class Pointer(nn.Module):
     """A policy over strokes from images: start and end point at positions of the network's map, the rest follows from both.
 
-    The logit of a position is a query times its key. The query of the end knows the start and a crop of the images around it, and
-    where an end lies seen from the start has weights of its own.
+    The logit of a position is a query times its key. The query of the end knows the start and the images around it, and
+    where an end lies seen from the start has weights of its own. How a stroke bends is asked of what lies at both and halfway.
 
     Args:
         spec: a network with a map of positions.
@@ -62,15 +65,16 @@ class Pointer(nn.Module):
         side = CROP * patch
         self.crop = nn.Conv2d(channels, width, side, stride=patch, padding=(side - patch) // 2)
         self.coarse = nn.Linear(features, width * self.finer**2)
-        self.fine = nn.Conv2d(width, width, 3, padding=1)
+        self.fine = nn.ModuleList(nn.Conv2d(width, width, 3, padding=far, dilation=far) for far in REACHES)
         self.start = nn.Linear(width, 1)
         self.stop = nn.Linear(self.torso.num_context, 1)
-        self.maps = nn.Linear(width, 3 * width)  # of starts, of ends, of keys
+        self.maps = nn.Linear(width, 4 * width)  # of starts, of ends, of keys, of what lies halfway
         self.query = nn.Linear(width, width)
-        way = (
-            torch.cartesian_prod(*map(torch.arange, grid))[None]
-            - torch.cartesian_prod(*map(torch.arange, grid))[:, None]
-        )
+        places = torch.cartesian_prod(*map(torch.arange, grid))
+        halfway = (places[None] + places[:, None] + 1) // 2
+        self.register_buffer("halfway", halfway[..., 0] * grid[1] + halfway[..., 1], persistent=False)  # (P, P)
+        self.halfway: Tensor
+        way = places[None] - places[:, None]
         way = (way[..., 0] + grid[0] - 1) * (2 * grid[1] - 1) + way[..., 1] + grid[1] - 1
         self.register_buffer("way", way, persistent=False)  # (P, P): which of the ways leads from one to the other
         self.way: Tensor
@@ -89,8 +93,10 @@ class Pointer(nn.Module):
         """The policy at states (B, ...), from images (B, channels, height, width)."""
         features, context = self.torso(seen.h, images, seen.label, seen.memory)
         fine = self.crop(images) + self.spread(self.coarse(features.transpose(1, 2)))
-        fine = F.silu(self.fine(F.silu(fine)) + fine).flatten(2).transpose(1, 2)  # (B, P, width)
-        here, there, key = full_precision(self.maps(fine)).chunk(3, -1)
+        for conv in self.fine:
+            fine = conv(F.silu(fine)) + fine
+        tokens = F.silu(fine).flatten(2).transpose(1, 2)  # (B, P, width)
+        here, there, key, between = full_precision(self.maps(tokens)).chunk(4, -1)
         environment = world(seen.environment)
         pen = environment.pen(seen.state)
         drawn = torch.where((pen > 0)[:, None], self.from_pen[self.way[(pen - 1).clamp(min=0)]], 0.0)
@@ -108,7 +114,8 @@ class Pointer(nn.Module):
                     query = F.silu(x)
                     near = self.compass(query).gather(-1, self.way[start])
                     return SHARP * (self.query(query) @ key.transpose(1, 2) * key.shape[-1] ** -0.5 + near)
-                x = x + _at(there, before[..., END]) + self.along(self.way[start, before[..., END]])
+                end = before[..., END]
+                x = x + _at(there, end) + _at(between, self.halfway[start, end]) + self.along(self.way[start, end])
                 x = x if part == BEND else x + self.bent(before[..., BEND])
                 x = x if part <= WIDTH else x + self.wide(before[..., WIDTH])
                 logits: Tensor = SHARP * self.heads[part - BEND](F.silu(x))
