@@ -271,7 +271,10 @@ def test_the_drawing_is_written_beside_what_became_of_it(run, tmp_path):
 def test_vectorize_gives_the_drawing_alone(run, tmp_path):
     image = tmp_path / "square.png"
     Image.new("L", (8, 8), 255).save(image)
-    assert cli.main(["vectorize", str(run), str(image), "--out", str(tmp_path / "v"), "--budget", "2"]) == 0
+    assert (
+        cli.main(["vectorize", str(run), str(image), "--out", str(tmp_path / "v"), "--budget", "2", "--invert", "no"])
+        == 0
+    )
     svg = (tmp_path / "v" / "square.svg").read_text()
     assert svg.count("<path") <= 2
     model = goalgen.load(run)

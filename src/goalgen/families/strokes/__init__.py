@@ -169,7 +169,10 @@ class Strokes(Family):
     def files(self, samples: Samples) -> list[dict[str, bytes]]:
         """Each drawing as SVG, and as SVG that draws itself, without the strokes that nobody would see."""
         environment, written = self.environment, []
-        canvases = torch.stack([environment.canvas(state) for state in samples.states])
+        states = [samples.states[0]]  # as a stage before others it is not told the last
+        for h, action in enumerate(samples.actions):
+            states.append(environment.transition(torch.tensor([h], device=action.device), states[-1], action))
+        canvases = torch.stack([environment.canvas(state) for state in states])
         seen = canvases.diff(dim=0).abs().flatten(2).amax(2) > HALF_A_LEVEL  # (H, B)
         for canvas, actions, shown in zip(canvases[0], samples.actions.transpose(0, 1), seen.T, strict=True):
             still, moving = (to_svg(environment, canvas, actions[shown], draws_itself=moves) for moves in (False, True))
