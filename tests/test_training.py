@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -282,11 +281,8 @@ sys.exit(status)
 
 def launch(folder: Path, arguments: list[str], **extra: str) -> tuple[int, str, str]:
     """Run goalgen in two processes. (`accelerate launch --cpu` would start one, whatever --num_processes says.)"""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     (folder / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += [str(folder / "program.py"), *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
     return finish(subprocess.Popen(command, env=environment(**extra), **streams))
