@@ -257,9 +257,10 @@ def strokes_speed(job: Job, options: Options, folder: Path) -> Row:
         learned = family.learn(
             Task(environment.canvas(state), goal), family.draw(CANVASES, lambda name: order), Clock()
         )
-        optimizer.zero_grad()
-        learned.loss.backward()
-        optimizer.step()
+        for lesson in (lambda: learned.loss, *learned.again):
+            optimizer.zero_grad()
+            lesson().backward()
+            optimizer.step()
 
     def one_by_one() -> None:
         import resvg_py

@@ -168,3 +168,31 @@ def test_a_draft_is_all_that_a_code_tells_and_the_last_guess_is_the_image():
     assert torch.equal(drawn.guesses[-1], drawn.images)
     assert not torch.equal(drawn.guesses[0], drawn.guesses[1])
     assert model.sample(3).guesses is None
+
+
+def test_the_weight_of_a_codes_kl_rises_over_the_run_or_over_some_steps():
+    def weight(step: int, done: float, **settings) -> float:
+        return stages(**settings).parts[0].kl_weight(Clock(step, done))
+
+    assert [weight(0, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([0.0, 1 / 6, 1 / 3])
+    assert weight(5, 0.5, code_kl_weight=1.0) == pytest.approx(0.5)
+    assert weight(4, 0.9, code_kl_weight=0.8, code_warmup_steps=10) == pytest.approx(0.4)
+    assert weight(99, 0.0, code_warmup_steps=10) == pytest.approx(1 / 3)
+
+
+def test_the_bound_counts_all_of_a_codes_kl_whatever_its_weight():
+    generator = torch.Generator().manual_seed(0)
+    goals = torch.rand(8, 1, 8, 8, generator=generator) * 2 - 1
+    losses, bounds = [], []
+    for weight in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        family = stages(code_kl_weight=weight)
+        draws = family.draw(8, lambda name: torch.Generator().manual_seed(len(name)))
+        learned = family.learn(Task(torch.zeros_like(goals), goals), draws, Clock(0, 1.0))
+        losses.append(learned.loss.item())
+        bounds.append(learned.bound)
+    assert torch.equal(bounds[0].total, bounds[2].total)
+    kl = bounds[0].kl[0].mean()
+    assert kl > 0.01
+    assert losses[1] - losses[0] == pytest.approx(0.5 * kl.item(), rel=1e-3)
+    assert losses[2] - losses[0] == pytest.approx(kl.item(), rel=1e-3)

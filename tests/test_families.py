@@ -253,6 +253,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "warm-up of the bridge": ({"environment": "bridge", "kl_warmup_steps": 5}, "--kl-warmup-steps is for --environment latent"),
     "chain dropout of the latents": ({"environment": "latent", "chain_dropout": 0.1}, "--chain-dropout is for --environment proposals"),
     "negative warm-up": ({"environment": "latent", "kl_warmup_steps": -1}, "--kl-warmup-steps must be at least 0"),
+    "code that pays more than its nats": ({"environment": "code:1+bridge:2", "code_kl_weight": 1.5}, "--code-kl-weight must be from 0 to 1, not 1.5"),
     "U-Net without blocks": ({"network": "unet", "depth": 0}, "--depth must be at least 1"),
 }  # fmt: skip
 

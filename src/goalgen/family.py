@@ -276,6 +276,16 @@ def check_share(settings: Any, *names: str) -> None:
         _must(settings, name, lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
+def check_from_0_to_1(settings: Any, *names: str) -> None:
+    """Refuse numbers that are not at least 0 and at most 1; None passes.
+
+    Raises:
+        GoalgenError: naming the option.
+    """
+    for name in names:
+        _must(settings, name, lambda value: 0 <= value <= 1, "from 0 to 1")
+
+
 def check_above_zero(settings: Any, *names: str) -> None:
     """Refuse numbers that are not above 0 and finite; None passes.
 

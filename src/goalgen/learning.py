@@ -30,7 +30,7 @@ class Clock:
     """Where a run stands."""
 
     step: int = 0
-    """optimiser steps taken"""
+    """steps taken, each of one batch"""
     done: float = 0.0
     """share of the run that lies behind, 0 to 1"""
 

@@ -199,13 +199,17 @@ def learn_improved(
     loss, error = found.learned_of(updates[0], parts)
     found.task = task.held()  # a gradient passes back to earlier stages once
     again = [partial(_loss_of, found, update, parts) for update in updates[1:]]
-    alone = torch.arange(len(task), device=loss.device) % ALONE == 0
     info = {"candidates_that_count": counts, "value_error_nats": error}
-    return Learned(loss, terms, info, rows=alone, again=again)
+    return Learned(loss, terms, info, rows=acts_alone(task), again=again)
 
 
 def _loss_of(found: Found, update: Tensor, parts: int) -> Tensor:
     return found.learned_of(update, parts)[0]
+
+
+def acts_alone(task: Task) -> Tensor:
+    """The episodes in which the GC-agent acts by itself all along, bool (B,)."""
+    return torch.arange(len(task), device=task.start.device) % ALONE == 0
 
 
 @torch.no_grad()
@@ -219,8 +223,8 @@ def look_for_better(found: Found, noise: Tensor, draws: dict[str, Tensor], searc
         J of the episodes in which the GC-agent acted alone, and how many candidates count, in the mean.
     """
     agents, judge, task = found.agents, found.judge, found.task
-    batch, device, horizon = len(task), task.start.device, agents.horizon
-    alone = torch.arange(batch, device=device) % ALONE == 0
+    batch, horizon = len(task), agents.horizon
+    alone = acts_alone(task)
     state = agents.environment.initial(task.start)
     kl, log_ratio = state.new_zeros(horizon, batch), state.new_zeros(horizon, batch)
     sizes, done = [], []

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from goalgen import config
 from goalgen.agents import Decision, GCAgent, SAgent, Seen
 from goalgen.environment import Continuous, Environment
-from goalgen.errors import GoalgenError
-from goalgen.family import AfterStep, Draws, Family, Plan, check_least
+from goalgen.family import AfterStep, Draws, Family, Plan, check_from_0_to_1, check_least
 from goalgen.learning import Clock, Learned, active_units, learn_pathwise, of_all_processes
 from goalgen.likelihoods import PixelLikelihood, full_precision
 from goalgen.networks import LARGEST_LOG_STD, NetworkSpec, bounded, make_trunk
@@ -201,8 +200,7 @@ class Code(Family):
     @classmethod
     def check(cls, plan: Plan) -> None:
         check_least(plan.settings, code_size=1, code_modes=1, code_warmup_steps=0)
-        if not 0 <= plan.settings.code_kl_weight <= 1:
-            raise GoalgenError(f"--code-kl-weight must be from 0 to 1, not {plan.settings.code_kl_weight:g}")
+        check_from_0_to_1(plan.settings, "code_kl_weight")
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
         return learn_pathwise(self, task, draws["noise"], self.kl_weight(clock))

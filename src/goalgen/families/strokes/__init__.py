@@ -14,7 +14,7 @@ from goalgen.families.strokes.agents import Critic, Missing, PainterGCAgent, Str
 from goalgen.families.strokes.environment import DEFAULT_INKS, START, Ink, StrokesEnvironment, read_inks
 from goalgen.families.strokes.render import Brush, draw, paint
 from goalgen.families.strokes.svg import to_svg
-from goalgen.family import Draws, Family, Plan, Streams, check_above_zero, check_least
+from goalgen.family import Draws, Family, Plan, Streams, check_above_zero, check_from_0_to_1, check_least
 from goalgen.learning import Clock, Learned
 from goalgen.likelihoods import PixelLikelihood
 from goalgen.rng import generator
@@ -93,9 +93,8 @@ class Strokes(Family):
     gc_agents = {"painter": PainterGCAgent}  # noqa: RUF012 - more may be put in
     network = "unet"
     sizes = {"unet": (48, 1, 32)}  # noqa: RUF012 - half the places that it points at, so it may be wider; pointing costs most
-    learns_apart = (
-        True  # paid for how near its canvas is: what follows would have to be tried out from that of every candidate
-    )
+    # It is paid for how near its canvas is: what follows would have to be tried out from that of every candidate.
+    learns_apart = True
     settings: StrokesSettings
     environment: StrokesEnvironment
     gc_agent: PainterGCAgent
@@ -127,9 +126,7 @@ class Strokes(Family):
             raise GoalgenError(
                 f"--stroke-thickest {settings.stroke_thickest:g} is below --stroke-thinnest {settings.stroke_thinnest:g}"
             )
-        for name in ("stroke_search", "stroke_prior"):
-            if not 0 <= getattr(settings, name) <= 1:
-                raise GoalgenError(f"--{name.replace('_', '-')} must be from 0 to 1, not {getattr(settings, name)}")
+        check_from_0_to_1(settings, "stroke_search", "stroke_prior")
         if plan.network.kind == "mlp":
             raise GoalgenError(
                 "strokes point at a map of the canvas, which an mlp has not: --network unet or transformer"

@@ -162,9 +162,8 @@ class PainterGCAgent(GCAgent):
 
     def policy(self, seen: Seen, goal: Tensor, decision: Decision) -> Policy:
         canvas = world(seen.environment).canvas(seen.state)
-        if (
-            seen.memory is not None
-        ):  # it knows the goal, so a code is worth what it tells the S-agent, and learns from that alone
+        if seen.memory is not None:
+            # It knows the goal, so a code is worth what it tells the S-agent, and learns from that alone.
             seen = dataclasses.replace(seen, memory=seen.memory.detach())
         return self.pointer.policy(seen, torch.cat([canvas, goal - canvas], 1))
 
