@@ -299,11 +299,19 @@ def launch(folder: Path, arguments: list[str], **extra: str) -> tuple[int, str, 
             "code_size": 3,
             "code_modes": 4,
         },  # whose kept codes are those of all processes
+        {
+            "environment": "strokes",
+            "network": "unet",
+            "batch_size": 16,
+            "stroke_candidates": 9,
+            "stroke_states": 12,
+            "max_steps": 1,
+        },  # whose batch is several updates, and what comes next depends on choices that rounding may turn
     ],
-    ids=["proposals", "stages"],
+    ids=["proposals", "stages", "strokes"],
 )
 def test_two_processes_learn_what_one_learns(tmp_path, kind):
-    settings = {**kind, "max_steps": 20, "log_every": 7, "eval_every": 6, "checkpoint_every": 9}
+    settings = {"max_steps": 20, "log_every": 7, "eval_every": 6, "checkpoint_every": 9, **kind}
     one, two = train(tiny_config(tmp_path / "one", **settings)).folder, tmp_path / "two"
     status, out, err = launch(tmp_path, ["train", *tiny_options(two, **settings)], ACCELERATE_USE_CPU="true")
     assert status == 0, err
@@ -313,7 +321,9 @@ def test_two_processes_learn_what_one_learns(tmp_path, kind):
 
     mine, theirs = tensors(one), tensors(two)
     assert mine.keys() == theirs.keys()
-    weights = [name for name in mine if "optimizer" not in name]
+    # What all keys of a softmax have in common has no gradient but rounding, of which AdamW makes whole steps.
+    ignored = ("maps.bias", "qkv.bias") if "stroke_states" in kind else ()
+    weights = [name for name in mine if "optimizer" not in name and not name.endswith(ignored)]
     difference = torch.cat([(theirs[name] - mine[name]).abs().flatten() for name in weights])
     # A step of AdamW is as long for a gradient that is all rounding as for any other: a weight may part by a fraction
     # of a step (3e-3), all together by no more than rounding.
