@@ -72,7 +72,10 @@ def compare(job: Job, options: Options, folder: Path) -> Row:
         found.setdefault(evaluations, {})[name] = numbers
         if (shown := SHOWN.get((job["contender"], evaluations, name))) and seed == 0:
             PICTURES.mkdir(parents=True, exist_ok=True)
-            save_png(tile(to_bytes(drawn[:64], splits.train.levels), 8), PICTURES / f"{options.data}-{shown}.png")
+            save_png(
+                tile(to_bytes(drawn[:64], splits.train.levels), 8),
+                PICTURES / f"{folder.parent.name.removeprefix('compare_')}-{shown}.png",
+            )
     module = entry.model.family if contender.family else entry.model
     row = {
         "num_test": len(test), "trained_steps": entry.went["steps"], "trained_seconds": entry.went["seconds"], "evaluations": found,

@@ -99,12 +99,12 @@ def judged(probabilities: Tensor) -> Row:
 
 @torch.no_grad()
 def paintings(model: Model, splits: Splits) -> tuple[Tensor, Row]:
-    """The GC-agent's canvases of the test images after every step, (H + 1, N, C, height, width) in [-1, 1], and J."""
+    """The GC-agent's canvases of the test images after every step, (H + 1, N, C, height, width) in [-1, 1] on the CPU, and J."""
     family, parts, bounds = model.family, [], []
     for first in range(0, len(splits.test), AT_ONCE):
         went = model.rollout(splits.test.images[first : first + AT_ONCE], seed=first)
         bounds.append(bound(family, went).total)
-        parts.append(torch.stack([family.environment.canvas(state) for state in went.states]))
+        parts.append(torch.stack([family.environment.canvas(state).cpu() for state in went.states]))
     return torch.cat(parts, 1), {"nll_bound_nats": float(torch.cat(bounds).mean())}
 
 
@@ -177,6 +177,7 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
     """One painter: how near its paintings come with every stroke, and what the S-agent draws."""
     settings = {**STROKES, **ON.get(options.data, {}), **VARIANTS[job["variant"]]}
     model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
+    model.to(options.device)
     judge, goal = Judge(splits), to_unit(splits.test.images, splits.train.levels)
     labels = splits.test.labels
     assert labels is not None
@@ -191,16 +192,18 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
     canvases, row = paintings(model, splits)
     after = [count for count in COUNTS if count < len(canvases)]
     row |= {"paintings": numbers(canvases[-1]), "after": {str(n): numbers(canvases[n]) for n in after}}
-    drawn = torch.cat([model.sample(BLOCK, first=first).levels for first in range(0, len(goal), BLOCK)])[: len(goal)]
+    drawn = torch.cat([model.sample(BLOCK, first=first).levels.cpu() for first in range(0, len(goal), BLOCK)])[
+        : len(goal)
+    ]
     row |= {
         "samples": judged(judge(drawn)),
         "held_out": judged(judge(splits.test.images)),
         "judge_accuracy": numbers(goal)["labels_kept"],
     }
-    row |= {"quality": quality(drawn.split(BLOCK), len(goal), splits)}
+    row |= {"quality": quality(drawn.split(BLOCK), len(goal), splits, options.device)}
     steps = torch.stack(list(model.sample(BLOCK, seed=1).states)).flatten(2)
     row["strokes_a_sample"] = (steps.diff(dim=0) != 0).any(-1).double().sum(0).mean().item()  # those that can be seen
-    if job["variant"] == "improved" and job["seed"] == 0:
+    if job["variant"] == "improved" and job["seed"] == 0 and options.device == "cpu":
         few = slice(FEW)
         states, _ = greedy(model, canvases[0, few], goal[few], max(COUNTS), seed=0)
         searched = torch.stack([model.family.environment.canvas(state) for state in states])

@@ -14,6 +14,7 @@ from goalgen.training.log import read_log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+STROKES = {"environment": "strokes", "start": "constant:0"}
 KINDS: dict[str, dict[str, Any]] = {
     "proposals": {},
     "proposals, value": {"gc_agent": "value"},
@@ -24,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "reveal": {"environment": "reveal", "network": "unet"},
     "code, bridge": {"environment": "code:1+bridge:2", "network": "unet", "code_modes": 8, "horizon": None},
     "latent, reveal": {"environment": "latent:1+reveal:2", "network": "unet", "horizon": None},
+    "reveal, learned order": {"environment": "reveal", "network": "unet", "reveal_order": "learned"},
 }
 
 
@@ -34,7 +36,7 @@ def full_precision(monkeypatch):
 
 def settings_of(kind: str) -> dict[str, Any]:
     """Without those that are None; in float32, so that the CPU can be compared with."""
-    given = {"horizon": 3, "precision": "no", "max_steps": 12, **KINDS[kind]}
+    given = {"horizon": 3, "precision": "no", "max_steps": 12, **KINDS.get(kind, STROKES)}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -51,7 +53,7 @@ def test_a_model_trained_there_measures_and_samples_as_on_the_cpu(tmp_path, kind
     assert (mine == theirs).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("kind", ["proposals", "code, bridge"])
+@pytest.mark.parametrize("kind", ["proposals", "code, bridge", "strokes"])
 def test_half_precision_learns(tmp_path, kind):
     """As `goalgen train` chooses it there."""
     config = tiny_config(
@@ -59,6 +61,25 @@ def test_half_precision_learns(tmp_path, kind):
     )
     bounds = [row["nll_bound_nats"] for row in read_log(train(config).folder / "log.jsonl") if "nll_bound_nats" in row]
     assert bounds[-1] < bounds[0]
+
+
+def test_strokes_are_judged_drawn_and_learned_there_as_on_the_cpu(tmp_path):
+    """The same strokes make the same canvases and errors; chances of actions differ by rounding alone."""
+    folder = train(tiny_config(tmp_path / "run", **settings_of("strokes"))).folder
+    found = []
+    for device in ("cpu", "cuda"):
+        family = load(folder, device=device).family
+        world, order = family.environment, torch.Generator().manual_seed(0)
+        goal = (torch.rand(4, 1, 8, 8, generator=order) * 2 - 1).to(device)
+        actions = world.action_space.uniform(world.action_space.noise(4, order)).to(device)
+        state = world.initial(torch.full_like(goal, -1.0))
+        seen = family.see(0, state)
+        after = world.canvas(world.transition(seen.h, state, actions, None))
+        changes = world.error_changes(state, goal, actions.unsqueeze(0))
+        chances = family.s_agent.decide(seen).policy.log_prob(actions)
+        found.append([x.detach().cpu() for x in (after, changes, chances)])
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_goes_on_there(tmp_path):

@@ -36,7 +36,8 @@ LEVELS = 3
 
 def reveal(shape=(1, 2, 2), horizon=4, seed=0, **settings):
     """A model of tiny images, every weight off its initial value."""
-    values = {"environment": "reveal", "horizon": horizon, "width": 16, "depth": 1, "head_width": 8, "reveal_modes": 3}
+    values = {"environment": "reveal", "horizon": horizon, "width": 16, "depth": 1, "head_width": 8, "reveal_modes": 3,
+              "reveal_values": "logistics"}  # fmt: skip
     family = make(configure(**values | settings), shape, LEVELS, seed).double().eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -86,6 +87,23 @@ def test_samples_have_the_frequencies_that_the_likelihood_says(settings):
     found = (drawn.unsqueeze(1) - images).abs().flatten(2).amax(2) < 1e-6
     assert found.any(1).all()  # every sample is an image of these levels
     assert ((found.double().mean(0) - chance).abs() < 5 * (chance / count).sqrt() + 1e-4).all()
+
+
+@pytest.mark.parametrize(
+    ("levels", "shape", "settings", "numbers"),
+    [
+        (2, (1, 4, 4), {}, 2),  # a chance of black and one of white
+        (30, (1, 4, 4), {}, 30),
+        (31, (1, 4, 4), {}, 30),  # ten logistics, three numbers each
+        (17, (3, 4, 4), {}, 17),
+        (17, (3, 4, 4), {"reveal_channels": "together"}, 60),  # ... and how their means lean on the channels before
+        (2, (1, 4, 4), {"reveal_values": "logistics"}, 30),
+        (256, (1, 4, 4), {"reveal_values": "levels"}, 256),
+    ],
+)
+def test_values_have_a_chance_for_each_level_where_that_takes_no_more_numbers(levels, shape, settings, numbers):
+    config = configure(environment="reveal", horizon=2, width=16, depth=1, head_width=8, **settings)
+    assert len(make(config, shape, levels).s_agent.bias) == numbers
 
 
 def test_channels_that_come_together_depend_on_each_other():

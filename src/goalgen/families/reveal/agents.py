@@ -27,11 +27,18 @@ class RevealSettings(config.Settings):
     reveal_channels: Literal["follow", "together"] = "follow"
     """follow: the channels of a group one after the other, a step each, so that each sees those before; together: all in one step;
     of logistics, those of a pixel then have their mode in common, and their means follow the channels before."""
-    reveal_values: Literal["logistics", "levels"] = "logistics"
+    reveal_values: Literal["auto", "logistics", "levels"] = "auto"
     """The S-agent's policy for a value: a mixture of logistics cut into grey levels, or a chance for each level (images with few
-    colours)."""
+    colours). Unset: levels where that takes no more numbers, as for black and white."""
     reveal_modes: int = 10
     """Logistics in a mixture."""
+
+    def logistics(self, levels: int, channels: int) -> int:
+        """In the mixture for a value of so many grey levels; 0: a chance for each level instead."""
+        if self.reveal_values != "auto":
+            return self.reveal_modes if self.reveal_values == "logistics" else 0
+        apart = self.reveal_channels == "follow" or channels == 1  # chances of levels do not tie channels together
+        return 0 if apart and levels <= 3 * self.reveal_modes else self.reveal_modes
 
 
 class RevealSAgent(SAgent):
@@ -43,7 +50,7 @@ class RevealSAgent(SAgent):
         self, spec: NetworkSpec, settings: RevealSettings, levels: int, environment: RevealEnvironment
     ) -> None:
         super().__init__()
-        self.levels, self.modes = levels, settings.reveal_modes if settings.reveal_values == "logistics" else 0
+        self.levels, self.modes = levels, settings.logistics(levels, spec.shape[0])
         self.torso = make_torso(dataclasses.replace(spec, horizon=environment.horizon), 3 * spec.shape[0])
         self.joint = bool(self.modes) and spec.shape[0] > 1 and settings.reveal_channels == "together"
         more = spec.shape[0] if self.joint else 0  # how a mean leans on the channels before
