@@ -236,10 +236,11 @@ def suite(parts: list[tuple[str, dict[str, Any]]] = SUITE) -> None:
 def write_report(check: bool) -> None:
     """Write docs/benchmarks.md, the table in README.md and the plots, or see whether both pages are what the results say."""
     import comparison
+    import pages
 
     compare = report.of_data("compare", comparison.parts(), comparison.compare)
     curve = report.of_data("curve", report.NAMES, comparison.curve)
-    report.write_pages(compare, curve, comparison.headline("fashion_mnist"), check)
+    pages.write_pages(compare, curve, comparison.headline("fashion_mnist"), check)
     if not check:
         comparison.draw()
 

@@ -20,6 +20,7 @@ import bench  # noqa: E402
 import comparison  # noqa: E402
 import contenders  # noqa: E402
 import contest  # noqa: E402
+import pages  # noqa: E402
 import report  # noqa: E402
 from contenders import Options  # noqa: E402
 from fitting import Stopped, splits_of  # noqa: E402
@@ -156,10 +157,10 @@ def test_a_learned_order_wins_by_more_than_the_spread_of_seeds_or_ties():
 
     fixed = {"spread": (2.0, 2.02), "raster": (2.2, 2.21)}
     for learned, word in (((1.9, 1.91), "beats"), ((1.995, 2.0), "ties with"), ((2.1, 2.11), "loses to")):
-        text = report.order_verdict(rows(learned=learned, **fixed))
+        text = pages.order_verdict(rows(learned=learned, **fixed))
         assert f"**{word}** the best fixed one, spread" in text
-    assert "one seed" in report.order_verdict(rows(learned=(1.9,), spread=(2.0,)))
-    assert report.order_verdict(rows(**fixed)) == ""
+    assert "one seed" in pages.order_verdict(rows(learned=(1.9,), spread=(2.0,)))
+    assert pages.order_verdict(rows(**fixed)) == ""
 
 
 def test_what_is_not_sampled_as_it_was_trained_is_called_another_sampler():

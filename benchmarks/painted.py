@@ -1,0 +1,84 @@
+"""Sections of strokes, for docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import statistics
+
+from report import about, cell, fill, read, seeds, table
+
+
+def strokes(data: str, title: str) -> str:
+    """What painters keep of their goals, what is drawn without any, and the curve by strokes."""
+    results = read(f"strokes_{data}")
+    if not results["rows"]:
+        return ""
+    rows = []
+    for variant in dict.fromkeys(row["variant"] for row in results["rows"]):
+        mine = [row for row in results["rows"] if row["variant"] == variant]
+        rows.append({
+            "variant": variant, "steps": cell((r["steps"] for r in mine), 0), "bound": cell((r["nll_bound_nats"] for r in mine), 1),
+            "error": cell((r["paintings"]["squared_error"] for r in mine), 4), "kept": cell((r["paintings"]["labels_kept"] for r in mine), 3),
+            "sure": cell((r["samples"]["confident"] for r in mine), 3), "entropy": cell((r["samples"]["class_entropy_nats"] for r in mine), 2),
+            "distance": cell((r["quality"]["frechet_distance"] for r in mine), 2), "nearest": cell((r["quality"]["nearest_train_distance"] for r in mine), 3),
+        })  # fmt: skip
+    first = next((row for row in results["rows"] if "greedy" in row), results["rows"][0])
+    found = {"squared error": (-first["paintings"]["squared_error"], -0.016), "labels kept": (first["paintings"]["labels_kept"], 0.96),
+             "samples of which the judge is sure": (first["samples"]["confident"], 0.8), "entropy of classes": (first["samples"]["class_entropy_nats"], 2.25)}  # fmt: skip
+    verdict = "; ".join(
+        f"{what} {'met' if value >= least else '**missed**'}, {abs(value):.3g} against {abs(least):g}"
+        for what, (value, least) in found.items()
+    )
+    ways = {"painted": first["after"], "greedy search": first.get("greedy", {}), "potrace": first.get("potrace", {})}
+    counts = list(dict.fromkeys(n for way in ways.values() for n in way))
+    curve = table(
+        ["strokes", *counts],
+        [[way, *(f"{at[n]['squared_error']:.4f}, {at[n]['labels_kept']:.3f}" if n in at else "" for n in counts)]
+         for way, at in ways.items() if at],
+    )  # fmt: skip
+    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict if data == "mnist" else "none was set", seconds=results["seconds"],
+                seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
+
+
+def strokes_speed() -> str:
+    results = read("strokes_speed")
+    if not results["rows"]:
+        return ""
+    threads = sorted({row["threads"] for row in results["rows"]})
+
+    def rate(work: str, count: int) -> str:
+        found = [r for r in results["rows"] if (r["work"], r["threads"]) == (work, count)]
+        middle = f"{statistics.median(r['strokes_per_second'] for r in found):,.0f}" if found else ""
+        images = [r["images_per_second"] for r in found if "images_per_second" in r]
+        return middle + (f" ({statistics.median(images):.1f} images/s)" if images else "")
+
+    works = dict.fromkeys(row["work"] for row in results["rows"])
+    rows = [[work, *(rate(work, count) for count in threads)] for work in works]
+    head = ["strokes a second, 28x28", *(f"{n} thread{'s' if n > 1 else ''}" for n in threads)]
+    return fill("strokes_speed", rates=table(head, rows), about=about(results, "strokes_speed"))
+
+
+def vectorize() -> str:
+    """Pictures of our own, painted: errors, bytes and strokes, and who came nearest."""
+    results = read("vectorize")
+    rows, greedy = (
+        [],
+        {row["way"]: row["each"] for row in results["rows"]}.get("greedy search, as many strokes as once", {}),
+    )
+    for row in results["rows"]:
+        each = row["each"]
+        mean = {
+            key: statistics.mean(one[key] for one in each.values())
+            for key in ("small", "own_size", "bytes", "strokes", "blank")
+        }
+        nearer = sum(one["own_size"] < greedy[name]["own_size"] for name, one in each.items() if name in greedy)
+        told = f" (`{row['options']}`)" if row["options"] else ""
+        rows.append(
+            {
+                **mean,
+                "way": row["way"] + told,
+                "nearer": f"{nearer} of {len(each)}" if greedy and each is not greedy else "",
+            }
+        )
+    if not rows:
+        return ""
+    return fill("vectorize", rows, first=results["rows"][0], blank=rows[0]["blank"], about=about(results, "vectorize"))
