@@ -252,7 +252,7 @@ def show_list() -> None:
     """All experiments."""
     for name, experiment in EXPERIMENTS.items():
         data = f" (--data {', '.join(experiment.data)})" if experiment.varies == "data" else ""
-        print(f"{name:12}{experiment.question}{data}")
+        print(f"{name:15}{experiment.question}{data}")
 
 
 def parser() -> argparse.ArgumentParser:

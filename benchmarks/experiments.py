@@ -20,7 +20,7 @@ from contest import compare
 from fitting import train_goalgen
 from folders import FOLDERS, folder
 from orders import ORDERS, order
-from painting import STROKES, VARIANTS, WORK, painting, strokes_speed
+from painting import STROKES, VARIANTS, WORK, learner, painting, strokes_speed
 from report import APART, PICTURES, RESULTS
 from value_gap import MEASURED, value_gap
 from vectors import WAYS, vectorize
@@ -269,8 +269,13 @@ EXPERIMENTS = {
     ),
     "strokes": Experiment(
         "what do agents paint, and draw, that learn without a gradient through the world?",
-        lambda o: rows_of(variant=VARIANTS, seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200},
+        lambda o: rows_of(variant=("improved",), seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200},
         {"seeds": (0,), "num_test": 2000}, at_once=1, threads=2, trial=True, keeps=True,
+    ),
+    "learners": Experiment(
+        "strokes: what is each part of how they are learned worth, at equal seconds?",
+        lambda o: rows_of(variant=VARIANTS, seed=o.seeds), learner, "data", {"mnist": 240},
+        {"seeds": (0, 1, 2), "num_test": 2000}, trial=True, keeps=True,
     ),
     "strokes_speed": Experiment(
         "strokes a second: judged, drawn, learned from; and by resvg, one file each",

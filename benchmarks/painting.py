@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,12 @@ def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -
     agents, environment = model.family, model.family.environment
     state = environment.initial(start)
     states, strokes_drawn, order = [state], [], rng.generator(seed, "greedy search")
-    stop = torch.tensor([environment.positions, 0, 0, 0, 0])
+    stop = torch.tensor([environment.positions, 0, 0, 0, 0], device=start.device)
     for h in range(strokes):
         seen = agents.see(min(h, agents.horizon - 1), state)
         (proposer, _), _ = Missing(SEARCHED)(seen, goal, None)  # type: ignore[arg-type]
         noise = environment.action_space.noise(SEARCHED * len(goal), order).unflatten(0, (SEARCHED, len(goal)))
-        actions = proposer.sample_many(noise)
+        actions = proposer.sample_many(noise.to(start.device))
         change = environment.error_changes(state, goal, actions)
         best, which = change.min(0)
         action = actions[which, torch.arange(len(goal))]
@@ -173,63 +174,73 @@ def traced(goal: Tensor, points: int) -> tuple[Tensor, float]:
     return torch.stack(drawn).unsqueeze(1).float() / 127.5 - 1, statistics.mean(used)
 
 
-def painting(job: Job, options: Options, folder: Path) -> Row:
-    """One painter: how near its paintings come with every stroke, and what the S-agent draws."""
+@dataclass
+class Painted:
+    """A painter, and what it did."""
+
+    model: Model
+    splits: Splits
+    judge: Judge
+    canvases: Tensor
+    """the GC-agent's of the test images after every step, (H + 1, N, C, height, width) in [-1, 1]"""
+    drawn: Tensor
+    """the S-agent's samples, in grey levels"""
+    row: Row
+
+    def numbers(self, canvases: Tensor) -> Row:
+        """How near the first of the test images, and whether they are recognised: of canvases (N, ...)."""
+        test, count = self.splits.test, len(canvases)
+        goal = to_unit(test.images[:count], test.levels)
+        assert test.labels is not None
+        right = self.judge(from_unit(canvases, test.levels)).argmax(1) == test.labels[:count]
+        error = (canvases - goal).square().mean() / 4
+        return {"squared_error": error.item(), "labels_kept": right.double().mean().item()}
+
+
+def painted(job: Job, options: Options, folder: Path) -> Painted:
+    """Train one painter; how near its paintings come, with every stroke, and what the S-agent draws."""
     settings = {**STROKES, **ON.get(options.data, {}), **VARIANTS[job["variant"]]}
     model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
     model.to(options.device)
-    judge, goal = Judge(splits), to_unit(splits.test.images, splits.train.levels)
-    labels = splits.test.labels
-    assert labels is not None
-
-    def numbers(canvases: Tensor) -> Row:
-        right = judge(from_unit(canvases, splits.train.levels)).argmax(1) == labels
-        return {
-            "squared_error": ((canvases - goal).square().mean() / 4).item(),
-            "labels_kept": right.double().mean().item(),
-        }
-
+    judge, count = Judge(splits), len(splits.test)
     canvases, row = paintings(model, splits)
+    parts = [model.sample(BLOCK, first=first).levels.cpu() for first in range(0, count, BLOCK)]
+    found = Painted(model, splits, judge, canvases, torch.cat(parts)[:count], row)
     after = [count for count in COUNTS if count < len(canvases)]
-    row |= {"paintings": numbers(canvases[-1]), "after": {str(n): numbers(canvases[n]) for n in after}}
-    drawn = torch.cat([model.sample(BLOCK, first=first).levels.cpu() for first in range(0, len(goal), BLOCK)])[
-        : len(goal)
-    ]
-    row |= {
-        "samples": judged(judge(drawn)),
-        "held_out": judged(judge(splits.test.images)),
-        "judge_accuracy": numbers(goal)["labels_kept"],
-    }
-    row |= {"quality": quality(drawn.split(BLOCK), len(goal), splits, options.device)}
+    row |= {"paintings": found.numbers(canvases[-1]), "after": {str(n): found.numbers(canvases[n]) for n in after}}
+    row |= {"samples": judged(judge(found.drawn)), "held_out": judged(judge(splits.test.images))}
+    row["judge_accuracy"] = found.numbers(to_unit(splits.test.images, splits.test.levels))["labels_kept"]
+    row |= {"quality": quality(found.drawn.split(BLOCK), count, splits, options.device)}
     steps = torch.stack(list(model.sample(BLOCK, seed=1).states)).flatten(2)
     row["strokes_a_sample"] = (steps.diff(dim=0) != 0).any(-1).double().sum(0).mean().item()  # those that can be seen
-    if job["variant"] == "improved" and job["seed"] == 0 and options.device == "cpu":
-        few = slice(FEW)
-        states, _ = greedy(model, canvases[0, few], goal[few], max(COUNTS), seed=0)
-        searched = torch.stack([model.family.environment.canvas(state) for state in states])
-        row["greedy"] = {}
-        for n in COUNTS:
-            right = judge(from_unit(searched[n], splits.train.levels)).argmax(1) == labels[few]
-            row["greedy"][str(n)] = {
-                "squared_error": ((searched[n] - goal[few]).square().mean() / 4).item(),
-                "labels_kept": right.double().mean().item(),
-            }
-        if splits.test.images.shape[1] == 1:
-            row["potrace"] = {}
-            for n in COUNTS:  # a stroke has three points
-                outlines, used = traced(goal[few], 3 * n)
-                right = judge(from_unit(outlines, splits.train.levels)).argmax(1) == labels[few]
-                row["potrace"][str(n)] = {
-                    "squared_error": ((outlines - goal[few]).square().mean() / 4).item(),
-                    "labels_kept": right.double().mean().item(), "points": used,
-                }  # fmt: skip
+    found.row = {**went, "num_test": count, "threads": torch.get_num_threads(), **row}
+    return found
+
+
+def learner(job: Job, options: Options, folder: Path) -> Row:
+    """One way to learn."""
+    return painted(job, options, folder).row
+
+
+def painting(job: Job, options: Options, folder: Path) -> Row:
+    """A painter beside greedy search and outlines by potrace, with pictures of what it paints and of what the S-agent draws."""
+    found = painted(job, options, folder)
+    row, test, canvases = found.row, found.splits.test, found.canvases
+    if job["seed"] != 0:
+        return row
+    goal = to_unit(test.images[:FEW], test.levels)
+    states, _ = greedy(found.model, canvases[0, :FEW].to(options.device), goal.to(options.device), max(COUNTS), seed=0)
+    searched = [found.model.family.environment.canvas(state).cpu() for state in states]
+    row["greedy"] = {str(n): found.numbers(searched[n]) for n in COUNTS}
+    if goal.shape[1] == 1:
+        outlines = {n: traced(goal, 3 * n) for n in COUNTS}  # a stroke has three points
+        row["potrace"] = {str(n): found.numbers(drawn) | {"points": used} for n, (drawn, used) in outlines.items()}
+    if options.device == "cpu":
         PICTURES.mkdir(parents=True, exist_ok=True)
-        pairs = torch.stack([splits.test.images[:32], from_unit(canvases[-1, :32], splits.train.levels)], 1).flatten(
-            0, 1
-        )
+        pairs = torch.stack([test.images[:32], from_unit(canvases[-1, :32], test.levels)], 1).flatten(0, 1)
         save_png(tile(pairs, 8), PICTURES / f"{options.data}-paintings.png")
-        save_png(tile(drawn[:64], 8), PICTURES / f"{options.data}-strokes.png")
-    return {**went, "num_test": len(goal), "threads": torch.get_num_threads(), **row}
+        save_png(tile(found.drawn[:64], 8), PICTURES / f"{options.data}-strokes.png")
+    return row
 
 
 # how fast -----------------------------------------------------------------------------------------------------------
