@@ -124,7 +124,7 @@ def greedy(model: Model, start: Tensor, goal: Tensor, strokes: int, seed: int) -
         (proposer, _), _ = Missing(SEARCHED)(seen, goal, None)  # type: ignore[arg-type]
         noise = environment.action_space.noise(SEARCHED * len(goal), order).unflatten(0, (SEARCHED, len(goal)))
         actions = proposer.sample_many(noise.to(start.device))
-        change = environment.error_changes(state, goal, actions)
+        change, _ = environment.error_changes(state, goal, actions)
         best, which = change.min(0)
         action = actions[which, torch.arange(len(goal))]
         after = environment.transition(seen.h, state, action)

@@ -75,9 +75,9 @@ def test_strokes_are_judged_drawn_and_learned_there_as_on_the_cpu(tmp_path):
         state = world.initial(torch.full_like(goal, -1.0))
         seen = family.see(0, state)
         after = world.canvas(world.transition(seen.h, state, actions, None))
-        changes = world.error_changes(state, goal, actions.unsqueeze(0))
+        changes, lost = world.error_changes(state, goal, actions.unsqueeze(0))
         chances = family.s_agent.decide(seen).policy.log_prob(actions)
-        found.append([x.detach().cpu() for x in (after, changes, chances)])
+        found.append([x.detach().cpu() for x in (after, changes, lost, chances)])
     for here, there in zip(*found, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
 

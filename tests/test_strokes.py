@@ -107,7 +107,7 @@ def test_a_change_of_error_is_known_without_drawing():
     generator = torch.Generator().manual_seed(0)
     canvas, goal = (torch.rand(5, 3, 28, 28, generator=generator) * 2 - 1 for _ in range(2))
     strokes = curves(35, channels=3)
-    change = error_changes(canvas, goal, strokes)  # (7, 5)
+    change, _ = error_changes(canvas, goal, strokes)  # (7, 5)
     after = draw(canvas.repeat(7, 1, 1, 1), strokes)
     error = (after - goal.repeat(7, 1, 1, 1)).square().sum((1, 2, 3)) - (canvas - goal).square().sum((1, 2, 3)).repeat(
         7
@@ -118,9 +118,9 @@ def test_a_change_of_error_is_known_without_drawing():
 def test_strokes_are_as_exact_where_networks_run_in_half_precision():
     strokes, canvas = curves(20), -torch.ones(20, 1, 28, 28)
     with torch.autocast("cpu", torch.bfloat16):
-        rough, change = draw(canvas, strokes), error_changes(canvas, canvas + 1, strokes)
+        rough, change = draw(canvas, strokes), error_changes(canvas, canvas + 1, strokes)[0]
     assert torch.equal(rough, draw(canvas, strokes))
-    assert torch.equal(change, error_changes(canvas, canvas + 1, strokes))
+    assert torch.equal(change, error_changes(canvas, canvas + 1, strokes)[0])
 
 
 @pytest.mark.gpu
@@ -184,12 +184,44 @@ def test_what_candidates_change_is_what_the_world_does():
     goal = torch.rand(3, 1, 12, 12, generator=generator) * 2 - 1
     actions = world.action_space.uniform(torch.rand(30, 5, generator=generator)).view(10, 3, 5)
     actions[0, :] = torch.tensor([36, 0, 0, 0, 0])
-    found = world.error_changes(state, goal, actions)
+    found, _ = world.error_changes(state, goal, actions)
     assert (found[0] == 0).all()
     for k in range(10):
         after = world.canvas(world.transition(torch.zeros(3, dtype=torch.int64), state, actions[k]))
         error = (after - goal).square().sum((1, 2, 3)) - (world.canvas(state) - goal).square().sum((1, 2, 3))
         assert torch.allclose(found[k], error, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("inks", "canvas", "goal", "lost"),
+    [
+        ("white", 0.5, -1.0, 2.25),  # light where there must be none
+        ("white", -1.0, 0.5, 0.0),
+        ("white white/0.5", 0.5, 0.25, 0.0625),
+        ("white black", 0.5, -1.0, 0.0),
+        ("black", -1.0, 0.5, 2.25),
+        ("#808080", -1.0, 1.0, (1 - 1 / 255) ** 2),  # no ink is brighter
+        ("#808080", 1.0, -1.0, (1 + 1 / 255) ** 2),
+    ],
+)
+def test_what_no_ink_could_mend_is_lost(inks, canvas, goal, lost):
+    world = environment(inks=read_inks(inks, 1))
+    state = world.initial(torch.full((2, 1, 12, 12), canvas))
+    found = world.lost(state, torch.full((2, 1, 12, 12), goal))
+    assert torch.allclose(found, torch.full((2,), 144 * lost))
+
+
+def test_a_stroke_says_what_it_loses_for_good():
+    """White where there must be black: no later stroke mends it, so it does not count as what later strokes bring."""
+    world, generator = environment(), torch.Generator().manual_seed(0)
+    state = world.initial(torch.rand(3, 1, 12, 12, generator=generator) * 2 - 1)
+    goal = torch.rand(3, 1, 12, 12, generator=generator) * 2 - 1
+    actions = world.action_space.uniform(torch.rand(30, 5, generator=generator)).view(10, 3, 5)
+    _, found = world.error_changes(state, goal, actions)
+    for k in range(10):
+        after = world.transition(torch.zeros(3, dtype=torch.int64), state, actions[k])
+        assert torch.allclose(found[k], world.lost(after, goal) - world.lost(state, goal), atol=1e-3)
+    assert (found > 1).any()
 
 
 # The agents

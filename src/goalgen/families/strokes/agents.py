@@ -172,10 +172,11 @@ class PainterGCAgent(GCAgent):
 
 
 class Critic(Judge):
-    """V = Phi + max(0, c_h m - b_h): of the m = -Phi nats that are missing, what further strokes will bring, less their cost.
+    """V = Phi + max(0, c_h m - b_h): of the m nats that are missing and could be mended, what further strokes will bring, less
+    their cost.
 
     Phi = -|x - g|^2 / (2 sigma^2), a Gaussian around the canvas, is what the GC-agent is paid; V has one feature, and cannot take
-    a stroke that bridges a gap for one that will help later. (Equation 31)
+    a stroke that bridges a gap for one that will help later: ink where there must be none is not mended by more. (Equation 31)
 
     Args:
         horizon: H.
@@ -189,27 +190,35 @@ class Critic(Judge):
         self.share = nn.Parameter(torch.zeros(horizon), requires_grad=ahead)
         self.cost = nn.Parameter(torch.zeros(horizon), requires_grad=ahead)
 
-    def more(self, h: int, missing: Tensor) -> Tensor:
-        """What is still to be gained from step h on, of so many missing nats (any shape)."""
+    def more(self, h: int, mendable: Tensor) -> Tensor:
+        """What is still to be gained from step h on, of so many nats (any shape)."""
         if not self.ahead or h == len(self.share):
-            return torch.zeros_like(missing)
-        return F.relu(torch.sigmoid(self.share[h]) * missing - 10 * F.softplus(self.cost[h]))
+            return torch.zeros_like(mendable)
+        return F.relu(torch.sigmoid(self.share[h]) * mendable - 10 * F.softplus(self.cost[h]))
 
     def missing(self, seen: Seen, goal: Tensor) -> Tensor:
         """-Phi, (B,) nats."""
         return (world(seen.environment).canvas(seen.state) - goal).square().flatten(1).sum(1) * self.precision
 
+    def lost(self, seen: Seen, goal: Tensor) -> Tensor:
+        """What of it no stroke could mend, (B,) nats."""
+        return world(seen.environment).lost(seen.state, goal) * self.precision
+
     def value(self, seen: Seen, goal: Tensor) -> Tensor:
         missing = self.missing(seen, goal)
         over = seen.environment.ended(seen.state)
-        return torch.where(over, -missing, -missing + self.more(seen.step, missing))
+        return torch.where(over, -missing, -missing + self.more(seen.step, missing - self.lost(seen, goal)))
 
     def look(self, agents: Agents, seen: Seen, goal: Tensor, decision: Decision, actions: Tensor) -> Tensor:
         """... without drawing: only how much each stroke alone changes the error, within its box."""
         environment = world(seen.environment)
-        missing = self.missing(seen, goal) + environment.error_changes(seen.state, goal, actions) * self.precision
+        change, lost = environment.error_changes(seen.state, goal, actions)
+        missing, lost = (
+            self.missing(seen, goal) + change * self.precision,
+            self.lost(seen, goal) + lost * self.precision,
+        )
         stops = actions[..., START] == environment.positions
-        return torch.where(stops, 0.0, self.more(seen.step + 1, missing)) - missing
+        return torch.where(stops, 0.0, self.more(seen.step + 1, missing - lost)) - missing
 
 
 class Stop(Policy):

@@ -14,7 +14,7 @@ from torch import Tensor
 from goalgen.composite import Composite
 from goalgen.environment import Environment
 from goalgen.errors import GoalgenError
-from goalgen.families.strokes.render import Brush, draw, error_changes
+from goalgen.families.strokes.render import Brush, Reach, draw, error_changes
 
 START, END, BEND, WIDTH, INK = range(5)
 """The parts of an action."""
@@ -142,13 +142,27 @@ class StrokesEnvironment(Environment):
         )
         return after
 
-    def error_changes(self, state: Tensor, goal: Tensor, actions: Tensor) -> Tensor:
-        """How much each of K actions would change the squared distance of the canvas from the goal, (K, B); 0 for a stop.
+    def reach(self) -> Reach | None:
+        """Of the inks; None where they can mend whatever there is."""
+        low, high = self.colours.amin(0), self.colours.amax(0)
+        return None if bool((low <= -1).all() and (high >= 1).all()) else Reach(low, high)
+
+    def lost(self, state: Tensor, goal: Tensor) -> Tensor:
+        """What of the squared distance of the canvas from the goal no stroke could mend, (B,)."""
+        reach = self.reach()
+        if reach is None:
+            return goal.new_zeros(len(goal))
+        return reach.beyond(self.canvas(state).movedim(1, -1), goal.movedim(1, -1)).flatten(1).sum(1)
+
+    def error_changes(self, state: Tensor, goal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each of K actions would change the squared distance of the canvas from the goal, (K, B), and what of it
+        could not be mended, likewise; 0 for a stop.
 
         Args:
             state: (B, ...), none of them done.
             goal: (B, C, height, width).
             actions: (K, B, 5).
         """
-        change = error_changes(self.canvas(state), goal, self.strokes(actions.flatten(0, 1)))
-        return torch.where(actions[..., START] == self.positions, 0.0, change)
+        found = error_changes(self.canvas(state), goal, self.strokes(actions.flatten(0, 1)), self.reach())
+        change, lost = (torch.where(actions[..., START] == self.positions, 0.0, x) for x in found)
+        return change, lost

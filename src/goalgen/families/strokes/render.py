@@ -139,22 +139,46 @@ def draw(canvas: Tensor, strokes: Brush, scale: float = 1.0) -> Tensor:
     return flat.view_as(canvas)
 
 
-def error_changes(canvas: Tensor, goal: Tensor, strokes: Brush) -> Tensor:
-    """How much each of K strokes alone would change the squared distance to the goal, (K, B); nothing is drawn.
+@dataclass(frozen=True)
+class Reach:
+    """Between which numbers inks can bring a pixel, whatever it is: towards the darkest of them and the brightest, in every channel."""
+
+    low: Tensor
+    """(C,)"""
+    high: Tensor
+    """(C,)"""
+
+    def beyond(self, canvas: Tensor, goal: Tensor) -> Tensor:
+        """Square of how far each goal lies beyond what further strokes can make of the canvas, both (..., C)."""
+        above = (torch.minimum(canvas, self.low) - goal).clamp(
+            min=0
+        )  # light where there must be none, and no ink that is darker
+        below = (goal - torch.maximum(canvas, self.high)).clamp(min=0)
+        return above.square() + below.square()
+
+
+def error_changes(canvas: Tensor, goal: Tensor, strokes: Brush, reach: Reach | None = None) -> tuple[Tensor, Tensor]:
+    """How much each of K strokes alone would change the squared distance to the goal, (K, B), and the part of it that no
+    further stroke could mend, likewise (0 without ``reach``); nothing is drawn.
 
     Args:
         canvas: (B, C, height, width).
         goal: likewise.
         strokes: K B of them, those of all canvases first with their first stroke.
+        reach: of the inks.
     """
     count = len(canvas)
     flat, missing = canvas.flatten(2), (goal - canvas).flatten(2)
-    change = canvas.new_zeros(len(strokes))
+    change, lost = canvas.new_zeros(len(strokes)), canvas.new_zeros(len(strokes))
     for box in boxes(strokes, (canvas.shape[-2], canvas.shape[-1])):
         rows = (box.rows % count)[:, None]
-        move = box.alpha.unsqueeze(-1) * (strokes.colour[box.rows].unsqueeze(1) - flat[rows, :, box.index])
-        change[box.rows] = (move * (move - 2 * missing[rows, :, box.index])).sum((1, 2))
-    return change.view(-1, count)
+        before, lacks = flat[rows, :, box.index], missing[rows, :, box.index]  # (n, pixels, C)
+        move = box.alpha.unsqueeze(-1) * (strokes.colour[box.rows].unsqueeze(1) - before)
+        change[box.rows] = (move * (move - 2 * lacks)).sum((1, 2))
+        if reach is not None:
+            told = before + lacks
+            lost[box.rows] = (reach.beyond(before + move, told) - reach.beyond(before, told)).sum((1, 2))
+    return change.view(-1, count), lost.view(-1, count)
 
 
 def paint(canvas: Tensor, strokes: list[Brush], scale: float = 1.0) -> Tensor:
