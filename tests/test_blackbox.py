@@ -229,6 +229,28 @@ def test_updates_share_the_states_and_add_up():
         assert torch.allclose(half.mean(), once.loss, rtol=1e-4)
 
 
+@pytest.mark.parametrize("lessons", [2, 3])
+def test_the_s_agent_may_have_more_lessons(lessons):
+    """Over a pass it learns so many times of every state, and the GC-agent once; never twice of one in an update."""
+    agents, judge, task, _, _ = world()
+    many, plain = task.repeat(5), Search(own=4, others=4, states=7)
+    first_of = (agents.gc_agent.tables.first, agents.s_agent.tables.first)
+
+    def gradients(search: Search):
+        generator = torch.Generator().manual_seed(0)
+        noise = draw_noise(agents.environment, len(many), generator)
+        learned = learn_improved(
+            agents, judge, many, noise, draw_search(agents.environment, len(many), search, generator), search
+        )
+        losses = [learned.loss, *(lesson() for lesson in learned.again)]
+        return torch.autograd.grad(torch.stack(losses).mean(), first_of)
+
+    (q, p), (q_again, p_more) = gradients(plain), gradients(replace(plain, s_lessons=lessons))
+    assert p.abs().sum() > 0
+    assert torch.allclose(q, q_again, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(lessons * p, p_more, rtol=1e-4, atol=1e-6)
+
+
 def test_an_update_without_states_of_its_own_still_has_a_gradient():
     """As where several processes share a batch, and the episodes of one are over."""
     agents, judge, task, _, _ = world()
@@ -237,6 +259,6 @@ def test_an_update_without_states_of_its_own_still_has_a_gradient():
     draws = draw_search(agents.environment, len(task), search, generator)
     found = Found(agents, judge, task)
     look_for_better(found, noise, draws, search)
-    loss, _ = found.learned_of(torch.zeros_like(draws["updates"][0]), 1)
+    loss, _ = found.learned_of(torch.zeros_like(draws["updates"][0]), None, 1)
     (first,) = torch.autograd.grad(loss, agents.gc_agent.tables.first)
     assert (first == 0).all()

@@ -57,6 +57,9 @@ class Search:
     """times that the agents are fitted to what was found at a state"""
     states: int | None = None
     """states, about so many, of which an update learns; unset: all of a batch"""
+    s_lessons: int = 1
+    """times that the S-agent is fitted to what was found at a state, for each time that the GC-agent is; where an update learns of a
+    part of the states, the others are those of other updates"""
 
     @property
     def count(self) -> int:
@@ -140,22 +143,24 @@ class Found:
     rows: list[Rows] = field(default_factory=list)
     """of every step; then, in hindsight, of every step again"""
 
-    def learned_of(self, update: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    def learned_of(self, update: Tensor, more: Tensor | None, parts: int) -> tuple[Tensor, Tensor]:
         """Loss of both agents, nats an episode, and the error of V.
 
         Args:
             update: which states the agents are fitted to, bool (B, H).
+            more: which others the S-agent is fitted to, likewise.
             parts: updates that all states take together.
         """
         agents, task = self.agents, self.task
         share, rows = parts / len(task), self.chosen(update)
         if not len(rows.step):  # of several processes each takes part in every update
             share, rows = 0.0, self.rows[0]
-        label, memory = (None if x is None else x[rows.episode] for x in (task.label, task.memory))
-        seen = agents.see(rows.step, rows.state, label, memory=memory)
-        decision = agents.s_agent.decide(seen)
+        seen, decision = self.seen(rows)
         q, actions = agents.gc_agent.policy(seen, rows.goal, decision), rows.targets.transpose(0, 1)
-        fit = rows.for_q.T * q.log_prob_many(actions) + rows.for_p.T * decision.policy.log_prob_many(actions)
+        fit = (rows.for_q.T * q.log_prob_many(actions) + rows.for_p.T * decision.policy.log_prob_many(actions)).sum()
+        if more is not None and len((others := self.chosen(more)).step):
+            p = self.seen(others)[1].policy
+            fit = fit + (others.for_p.T * p.log_prob_many(others.targets.transpose(0, 1))).sum()
         values = []
         for h, live, states in self.visits:
             there, told = rows_of(agents, h, states, task, live)
@@ -165,7 +170,13 @@ class Found:
             paid = self.judge.value(end, task.goal)
         value_error, error = fit_values(values, self.log_ratio, paid)
         reconstruction = -agents.likelihood.log_prob(task.goal, self.last)
-        return reconstruction.mean() - share * fit.sum() + value_error, error
+        return reconstruction.mean() - share * fit + value_error, error
+
+    def seen(self, rows: Rows) -> tuple[Seen, Decision]:
+        """What the S-agent sees and says there."""
+        label, memory = (None if x is None else x[rows.episode] for x in (self.task.label, self.task.memory))
+        seen = self.agents.see(rows.step, rows.state, label, memory=memory)
+        return seen, self.agents.s_agent.decide(seen)
 
     def chosen(self, update: Tensor) -> Rows:
         """The states of an update, see :meth:`learned_of`."""
@@ -196,15 +207,26 @@ def learn_improved(
     terms, counts = look_for_better(found, noise, draws, search)
     updates = draws["updates"].unbind()
     parts = len(updates) // search.passes
-    loss, error = found.learned_of(updates[0], parts)
+    lessons = list(zip(updates, _for_s_agent(draws["updates"], parts, search.s_lessons), strict=True))
+    loss, error = found.learned_of(*lessons[0], parts)
     found.task = task.held()  # a gradient passes back to earlier stages once
-    again = [partial(_loss_of, found, update, parts) for update in updates[1:]]
+    again = [partial(_loss_of, found, *lesson, parts) for lesson in lessons[1:]]
     info = {"candidates_that_count": counts, "value_error_nats": error}
     return Learned(loss, terms, info, rows=acts_alone(task), again=again)
 
 
-def _loss_of(found: Found, update: Tensor, parts: int) -> Tensor:
-    return found.learned_of(update, parts)[0]
+def _loss_of(found: Found, update: Tensor, more: Tensor | None, parts: int) -> Tensor:
+    return found.learned_of(update, more, parts)[0]
+
+
+def _for_s_agent(updates: Tensor, parts: int, lessons: int) -> list[Tensor | None]:
+    """Which states the S-agent is fitted to besides those of each update: those of updates as far off as may be, of the same pass."""
+    lessons = min(lessons, parts)
+    if lessons < 2:
+        return [None] * len(updates)
+    turns = updates.unflatten(0, (-1, parts))
+    others = [turns.roll(-(k * parts // lessons), 1) for k in range(1, lessons)]
+    return list(torch.stack(others).any(0).flatten(0, 1))
 
 
 def acts_alone(task: Task) -> Tensor:

@@ -69,6 +69,8 @@ class StrokesSettings(config.Settings):
     """Times that what was found at a state is learned from; of the policy gradient, how often it goes over the same episodes."""
     stroke_states: int = config.of_training(48)
     """States, about so many, of which an update of the weights learns; a batch has --horizon states an image."""
+    stroke_s_lessons: int = config.of_training(2)
+    """Times that the S-agent learns from a state for each time that the GC-agent does: it is not told the goal, and has the harder task."""
     stroke_search: float = config.of_training(0.85)
     """Share of the actions that are taken from the improved policy while training; the rest is the GC-agent's own."""
     stroke_sigma: float = config.of_training(0.2)
@@ -114,7 +116,8 @@ class Strokes(Family):
     @classmethod
     def check(cls, plan: Plan) -> None:
         settings: StrokesSettings = plan.settings
-        check_least(settings, stroke_bends=1, stroke_widths=1, stroke_candidates=4, stroke_passes=1, stroke_states=1)
+        least_one = ("bends", "widths", "passes", "states", "s_lessons")
+        check_least(settings, stroke_candidates=4, **{f"stroke_{name}": 1 for name in least_one})
         check_above_zero(settings, "stroke_thinnest", "stroke_thickest", "stroke_sigma")
         if settings.stroke_bends % 2 == 0:
             raise GoalgenError(
@@ -143,7 +146,7 @@ class Strokes(Family):
         return Search(
             own, others, Missing(random - 1), random, FITTED, settings.stroke_search, prior=settings.stroke_prior,
             corrected=settings.stroke_correction, hindsight=settings.stroke_hindsight,
-            passes=settings.stroke_passes, states=settings.stroke_states,
+            passes=settings.stroke_passes, states=settings.stroke_states, s_lessons=settings.stroke_s_lessons,
         )  # fmt: skip
 
     def draw(self, batch: int, streams: Streams) -> Draws:
