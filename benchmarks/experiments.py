@@ -274,7 +274,7 @@ EXPERIMENTS = {
     ),
     "learners": Experiment(
         "strokes: what is each part of how they are learned worth, at equal seconds?",
-        lambda o: rows_of(variant=VARIANTS, seed=o.seeds), learner, "data", {"mnist": 240},
+        lambda o: rows_of(variant=VARIANTS, seed=o.seeds), learner, "data", {"mnist": 120},
         {"seeds": (0, 1, 2), "num_test": 2000}, trial=True, keeps=True,
     ),
     "strokes_speed": Experiment(
