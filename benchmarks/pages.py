@@ -326,7 +326,7 @@ def readme(text: str, headline: str) -> str:
                      cell((r["frechet_distance"] for r in results), 2), f"{results[0]['frechet_reference']:.2f}"])  # fmt: skip
     for data, title in PICTURED.items():
         for row in read(f"defaults_{data}")["rows"]:
-            threads = "one thread" if row["threads"] == 1 else f"{row['threads']} threads"
+            threads = {1: "one thread", 2: "two threads"}.get(row["threads"], f"{row['threads']} threads")
             rows.append([f"{title.partition(' (')[0]}, {row['seconds'] / 60:.0f} min of {threads}", f"{row['bits_per_dim']:.3f}",
                          f"{row['frechet_distance']:.2f}", f"{row['frechet_reference']:.2f}"])  # fmt: skip
     head = ["held-out images", "bound, bits/dim", "Frechet distance", "of held-out images"]
