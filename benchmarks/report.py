@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,10 +34,15 @@ PICTURED = {name: NAMES[name] for name in ("fashion_mnist", "mnist")} | {
 
 
 def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Versions and hardware, for the head of a result file."""
-    names = ("goalgen", "torch", "numpy", "accelerate", *packages)
+    """Versions and hardware, for the head of a result file. Leaves with a message where a package is not there."""
+    names, versions = ("goalgen", "torch", "numpy", "accelerate", *packages), {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            sys.exit(f"this needs the package {name}, which is not installed: pip install {name}")
     return {
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": versions,
         "python": platform.python_version(),
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
     }

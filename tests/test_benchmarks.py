@@ -58,6 +58,11 @@ def seeds_there():
     return [row["seed"] for row in report.read("compare_digits")["rows"]]
 
 
+def test_a_package_that_is_missing_is_named_before_anything_is_measured():
+    with pytest.raises(SystemExit, match="no-such-package, which is not installed: pip install"):
+        report.machine(["no-such-package"])
+
+
 def test_rows_that_are_there_are_not_measured_again(begun):
     run((0, 1))
     run((0, 1, 2))
