@@ -6,8 +6,8 @@ import importlib.metadata
 import json
 import os
 import platform
-import sys
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
