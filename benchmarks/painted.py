@@ -68,7 +68,13 @@ def learners(data: str, title: str) -> str:
     results = read(f"learners_{data}")
     if not results["rows"]:
         return ""
-    return fill("learners of data", lines_of(results["rows"]), title=title, seconds=results["seconds"], threads=results["threads"],
+    lines = {line["variant"]: line for line in lines_of(results["rows"])}
+    pays = ""
+    if {"improved", "greedy"} <= lines.keys():
+        ahead, greedy = lines["improved"], lines["greedy"]
+        pays = (f"What learning V is worth at equal seconds: squared error {ahead['error']} with it, {greedy['error']} without; labels kept "
+                f"{ahead['kept']} and {greedy['kept']}; bound {ahead['bound']} and {greedy['bound']} nats.\n\n")  # fmt: skip
+    return fill("learners of data", lines.values(), title=title, pays=pays, seconds=results["seconds"], threads=results["threads"],
                 seeds=seeds(results["rows"]), about=about(results, f"learners --data {data}"))  # fmt: skip
 
 
