@@ -145,7 +145,8 @@ class StrokesEnvironment(Environment):
     def reach(self) -> Reach | None:
         """Of the inks; None where they can mend whatever there is."""
         low, high = self.colours.amin(0), self.colours.amax(0)
-        return None if bool((low <= -1).all() and (high >= 1).all()) else Reach(low, high)
+        black, white = bool((low <= -1).all()), bool((high >= 1).all())
+        return None if black and white else Reach(None if black else low, None if white else high)
 
     def lost(self, state: Tensor, goal: Tensor) -> Tensor:
         """What of the squared distance of the canvas from the goal no stroke could mend, (B,)."""

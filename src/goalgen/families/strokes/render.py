@@ -143,18 +143,19 @@ def draw(canvas: Tensor, strokes: Brush, scale: float = 1.0) -> Tensor:
 class Reach:
     """Between which numbers inks can bring a pixel, whatever it is: towards the darkest of them and the brightest, in every channel."""
 
-    low: Tensor
-    """(C,)"""
-    high: Tensor
-    """(C,)"""
+    low: Tensor | None
+    """(C,); None: black, in every channel"""
+    high: Tensor | None
+    """(C,); None: white"""
 
     def beyond(self, canvas: Tensor, goal: Tensor) -> Tensor:
         """Square of how far each goal lies beyond what further strokes can make of the canvas, both (..., C)."""
-        above = (torch.minimum(canvas, self.low) - goal).clamp(
-            min=0
-        )  # light where there must be none, and no ink that is darker
-        below = (goal - torch.maximum(canvas, self.high)).clamp(min=0)
-        return above.square() + below.square()
+        sides = []
+        if self.low is not None:  # light where there must be none, and no ink that is darker
+            sides.append(torch.minimum(canvas, self.low).sub_(goal).clamp_(min=0).square_())
+        if self.high is not None:
+            sides.append((goal - torch.maximum(canvas, self.high)).clamp_(min=0).square_())
+        return sum(sides, start=torch.zeros((), device=canvas.device))
 
 
 def error_changes(canvas: Tensor, goal: Tensor, strokes: Brush, reach: Reach | None = None) -> tuple[Tensor, Tensor]:
