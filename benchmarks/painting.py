@@ -235,7 +235,7 @@ def painting(job: Job, options: Options, folder: Path) -> Row:
     if goal.shape[1] == 1:
         outlines = {n: traced(goal, 3 * n) for n in COUNTS}  # a stroke has three points
         row["potrace"] = {str(n): found.numbers(drawn) | {"points": used} for n, (drawn, used) in outlines.items()}
-    if options.device == "cpu":
+    if folder.parent.name == f"strokes_{options.data}":  # of the time and the device that are reported
         PICTURES.mkdir(parents=True, exist_ok=True)
         pairs = torch.stack([test.images[:32], from_unit(canvases[-1, :32], test.levels)], 1).flatten(0, 1)
         save_png(tile(pairs, 8), PICTURES / f"{options.data}-paintings.png")
