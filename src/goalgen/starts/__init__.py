@@ -126,15 +126,21 @@ def grey(goals: Tensor) -> Tensor:
 
 
 def blur(goals: Tensor, sigma: float) -> Tensor:
-    """Return images convolved with a Gaussian of ``sigma`` pixels; beyond the edge the image repeats its edge."""
-    channels = goals.shape[1]
+    """Return images convolved with a Gaussian of ``sigma`` pixels; beyond the edge the image repeats its edge.
+
+    Summed pixel by pixel in a fixed order: how a convolution of the library rounds depends on the processor and on how many images
+    there are, and a share of a batch would not be what the whole batch has.
+    """
     radius = math.ceil(3 * sigma)
-    offset = torch.arange(-radius, radius + 1, dtype=torch.float32, device=goals.device)
-    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
-    padded = F.pad(goals, (radius, radius, radius, radius), mode="replicate")
-    across = F.conv2d(padded, kernel, groups=channels)
-    return F.conv2d(across, kernel.transpose(2, 3), groups=channels)
+    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    images = F.pad(goals, (radius, radius, radius, radius), mode="replicate")
+    for dim in (3, 2):
+        size = images.shape[dim] - 2 * radius
+        total = torch.zeros_like(images.narrow(dim, 0, size))
+        for at, weight in enumerate(weights):
+            total.add_(images.narrow(dim, at, size), alpha=weight / sum(weights))
+        images = total
+    return images
 
 
 def downsample(goals: Tensor, factor: float) -> Tensor:
