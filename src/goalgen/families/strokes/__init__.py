@@ -70,7 +70,7 @@ class StrokesSettings(config.Settings):
     stroke_states: int = config.of_training(48)
     """States, about so many, of which an update of the weights learns; a batch has --horizon states an image."""
     stroke_s_lessons: int = config.of_training(2)
-    """Times that the S-agent learns from a state for each time that the GC-agent does: it is not told the goal, and has the harder task."""
+    """Times that the S-agent learns from a state for each time that the GC-agent does: it is not told the goal, and has the harder task; only "improved"."""
     stroke_search: float = config.of_training(0.85)
     """Share of the actions that are taken from the improved policy while training; the rest is the GC-agent's own."""
     stroke_sigma: float = config.of_training(0.2)

@@ -97,6 +97,11 @@ class StrokesEnvironment(Environment):
             "places": (where + 0.5) * torch.tensor(pitch), "bend": ways * torch.tensor(pitch), "thickness": torch.tensor(widths),
             "colours": torch.tensor([ink.colour for ink in inks]), "opacities": torch.tensor([ink.opacity for ink in inks]),
         }  # fmt: skip
+        # Known here, once: to ask a GPU at every step would wait for it.
+        self.black, self.white = (
+            all(side(ink.colour[c] for ink in inks) == end for c in range(shape[0]))
+            for side, end in ((min, -1), (max, 1))
+        )
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
         self.places: Tensor
@@ -142,15 +147,16 @@ class StrokesEnvironment(Environment):
         )
         return after
 
+    @property
     def reach(self) -> Reach | None:
         """Of the inks; None where they can mend whatever there is."""
-        low, high = self.colours.amin(0), self.colours.amax(0)
-        black, white = bool((low <= -1).all()), bool((high >= 1).all())
-        return None if black and white else Reach(None if black else low, None if white else high)
+        if self.black and self.white:
+            return None
+        return Reach(None if self.black else self.colours.amin(0), None if self.white else self.colours.amax(0))
 
     def lost(self, state: Tensor, goal: Tensor) -> Tensor:
         """What of the squared distance of the canvas from the goal no stroke could mend, (B,)."""
-        reach = self.reach()
+        reach = self.reach
         if reach is None:
             return goal.new_zeros(len(goal))
         return reach.beyond(self.canvas(state).movedim(1, -1), goal.movedim(1, -1)).flatten(1).sum(1)
@@ -164,6 +170,6 @@ class StrokesEnvironment(Environment):
             goal: (B, C, height, width).
             actions: (K, B, 5).
         """
-        found = error_changes(self.canvas(state), goal, self.strokes(actions.flatten(0, 1)), self.reach())
+        found = error_changes(self.canvas(state), goal, self.strokes(actions.flatten(0, 1)), self.reach)
         change, lost = (torch.where(actions[..., START] == self.positions, 0.0, x) for x in found)
         return change, lost
