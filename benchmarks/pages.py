@@ -190,7 +190,7 @@ def likelihood(name: str, title: str) -> str:
     return fill(
         "likelihood of data", title=title, unit=unit, first=rows[0], seconds=results["seconds"],
         bounds=by_horizon(rows, key, digits), published=PUBLISHED[name],
-        about=about(results, f"likelihood --data {data}{f' --device {device}' if device else ''}"),
+        remark=results.get("remark", "") and results["remark"] + " ", about=about(results, f"likelihood --data {data}{f' --device {device}' if device else ''}"),
     )  # fmt: skip
 
 
