@@ -22,6 +22,7 @@ from folders import FOLDERS, folder
 from orders import ORDERS, order
 from painting import STROKES, VARIANTS, WORK, learner, painting, strokes_speed
 from report import APART, PICTURES, RESULTS
+from shading import shaded
 from value_gap import MEASURED, value_gap
 from vectors import WAYS, vectorize
 
@@ -281,6 +282,10 @@ EXPERIMENTS = {
         "strokes a second: judged, drawn, learned from; and by resvg, one file each",
         lambda o: rows_of(work=WORK, threads=tuple(range(1, CORES + 1)), round=o.seeds), strokes_speed,
         defaults={"seconds": 3.0, "seeds": (0, 1, 2)}, told=(), at_once=1, threads=CORES,
+    ),
+    "shaded": Experiment(
+        "strokes, then a bridge: a drawing that is worked out, under one bound", lambda o: rows_of(seed=o.seeds), shaded, "data",
+        {"fashion_mnist": 600, "mnist": 600}, {"seeds": (0,), "num_test": 2000}, at_once=1, trial=True, keeps=True,
     ),
     "vectorize": Experiment(
         "pictures that no model has seen, painted by `goalgen vectorize`: how near, beside greedy search? (by a run of strokes)",

@@ -310,7 +310,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, of_data("order", NAMES, order), zoo(), of_data("strokes", PICTURED, pages_of_strokes.strokes), of_data("learners", PICTURED, pages_of_strokes.learners), pages_of_strokes.vectorize(), pages_of_strokes.strokes_speed(), maze(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, of_data("order", NAMES, order), zoo(), of_data("strokes", PICTURED, pages_of_strokes.strokes), of_data("learners", PICTURED, pages_of_strokes.learners), of_data("shaded", NAMES, pages_of_strokes.shaded), pages_of_strokes.vectorize(), pages_of_strokes.strokes_speed(), maze(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip

@@ -78,6 +78,16 @@ def learners(data: str, title: str) -> str:
                 seeds=seeds(results["rows"]), about=about(results, f"learners --data {data}"))  # fmt: skip
 
 
+def shaded(data: str, title: str) -> str:
+    """Strokes, then a bridge: what both cost and reach."""
+    results = read(f"shaded_{data}")
+    if not results["rows"]:
+        return ""
+    rows = results["rows"]
+    return fill("shaded of data", rows, title=title, data=data, first=rows[0], seconds=results["seconds"], threads=results["threads"],
+                seeds=seeds(rows), about=about(results, f"shaded --data {data}"))  # fmt: skip
+
+
 def strokes_speed() -> str:
     results = read("strokes_speed")
     if not results["rows"]:
