@@ -280,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--weights", type=int, help="speed, time: of the network")
     one.add_argument("--batch", type=int, help="speed, time, cost")
     one.add_argument("--width", type=int, help="cost: of the network")
+    one.add_argument("--processes", type=int, help="that train a row's model together")
     one.add_argument("--jobs", type=int, default=0, help="rows at a time")
     one.add_argument("--threads", type=int, default=0, help="of each")
     one.add_argument(

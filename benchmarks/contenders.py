@@ -41,6 +41,8 @@ class Options:
     num_test: int | None = None
     horizons: tuple[int, ...] = ()
     device: str = "cpu"
+    processes: int = 1
+    """that train one model together, each with the threads of a row"""
     network: str = "mlp"
     weights: int = 3_000_000
     batch: int = 64

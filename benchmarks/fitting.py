@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -12,6 +15,7 @@ from goalgen import configure, load, load_data, rng, train
 from goalgen.config import Config, DataConfig
 from goalgen.data import Splits
 from goalgen.model import Model
+from goalgen.training.log import read_log
 
 
 class Stopped(Exception):
@@ -40,14 +44,35 @@ def fit(config: Config, splits: Splits) -> tuple[Model, Row]:
     return load(config.out), {"steps": outcome.step, "seconds": outcome.seconds}
 
 
+TOGETHER = ("--multi_gpu", "--num_processes")
+"""Without the first, Accelerate starts one process on a machine that has no GPU."""
+
+
+def fit_together(config: Config, words: list[str], processes: int) -> tuple[Model, Row]:
+    """Train with ``goalgen train`` in several processes, which share every batch. Returns the best model, and how it went."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *TOGETHER, str(processes), "-m", "goalgen"]
+    with subprocess.Popen([*launch, *words, "--out", str(config.out), "--picture-every", "0", "--quiet"]) as launched:
+        before = signal.signal(signal.SIGTERM, lambda *_: launched.terminate())  # which then ends what it has begun
+        status = launched.wait()
+        signal.signal(signal.SIGTERM, before)
+    if status or not (config.out / "last").is_dir():
+        raise Stopped
+    steps = read_log(config.out / "log.jsonl")[-1]["step"]
+    return load(config.out), {"steps": steps, "seconds": config.training.max_seconds, "processes": processes}
+
+
 def train_goalgen(
     folder: Path, options: Options, seed: int, settings: Row, preset: str | None = None
 ) -> tuple[Model, Splits, Row]:
     """The model of some settings, the images, and how it went: steps, seconds and the command that does the same."""
     given = {"data": data_folder(options.data), "seed": seed, "max_seconds": options.seconds}
     config = configure(preset, **settings, **given, out=folder, quiet=True, picture_every=0)
-    splits = splits_of(config.data, options)
-    model, went = fit(config, splits)
-    given["data"] = options.data if options.data == "digits" else f"DATA/{options.data}"
-    words = [*(["--preset", preset] if preset else []), *as_options({**settings, **given})]
-    return model, splits, {**went, "command": " ".join(["goalgen train", *words])}
+    splits, together = splits_of(config.data, options), options.processes > 1
+    words = ["train", *(["--preset", preset] if preset else []), *as_options({**settings, **given})]
+    if together:
+        assert not options.trial, "goalgen train knows of no trials"
+        words += ["--device", options.device]
+    model, went = fit_together(config, words, options.processes) if together else fit(config, splits)
+    program = ["accelerate launch", *TOGETHER, str(options.processes), "-m goalgen"] if together else ["goalgen"]
+    said = {given["data"]: options.data if options.data == "digits" else f"DATA/{options.data}"}
+    return model, splits, {**went, "command": " ".join([*program, *(said.get(word, word) for word in words)])}

@@ -60,7 +60,7 @@ def strokes(data: str, title: str) -> str:
          for way, at in ways.items() if at],
     )  # fmt: skip
     return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict_of(first) if data == "mnist" else "none was set",
-                seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
+                together=f" in each of {first['processes']} processes" if first.get("processes", 1) > 1 else "", seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
 
 
 def learners(data: str, title: str) -> str:

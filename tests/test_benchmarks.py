@@ -23,7 +23,7 @@ import contest  # noqa: E402
 import pages  # noqa: E402
 import report  # noqa: E402
 from contenders import Options  # noqa: E402
-from fitting import Stopped, splits_of  # noqa: E402
+from fitting import Stopped, splits_of, train_goalgen  # noqa: E402
 
 from goalgen import DataConfig, load_data  # noqa: E402
 
@@ -148,6 +148,20 @@ def test_two_runs_are_compared_by_their_spreads():
     shared, far = bench.differences(before, bench.spread_of(rows([3.0, 3.1])))
     assert shared == 1
     assert far == ["a: bits_per_dim: 1.100 ± 0.141, now 3.050 ± 0.071"]
+
+
+def test_processes_that_train_together(tmp_path, monkeypatch):
+    """What is said to have been run is what was run, and what comes of it is measured as any other."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = Options(data="digits", seconds=3.0, processes=2)
+    model, splits, went = train_goalgen(tmp_path / "run", options, 0, {"environment": "latent", "batch_size": 16})
+    assert (went["processes"], model.shape) == (2, splits.train.shape)
+    assert went["steps"] > 0
+    assert went["command"].startswith(
+        "accelerate launch --multi_gpu --num_processes 2 -m goalgen train --environment latent"
+    )
+    assert "--data digits" in went["command"]
+    assert str(tmp_path) not in went["command"]
 
 
 # the pages ----------------------------------------------------------------------------------------------------------
