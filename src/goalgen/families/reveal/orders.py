@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 SIDE, WIDTH = 8, 64
 """Sides, at most, of the small images that networks of orders read, and their width: little beside the network of values."""
 
-LEAN = 1.0
-"""Before anything is learned a group's score is this much below that of the group before it."""
+LEAN = 3.0
+"""Before anything is learned a group's score is this much below that of the group before it: little is left to chance (at 1, orders of sixteen groups
+had an entropy of 11 nats after 900 steps on Fashion-MNIST, all of which one network had to serve)."""
 
 
 class Ordered(Policy):
