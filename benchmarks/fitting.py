@@ -75,4 +75,9 @@ def train_goalgen(
     model, went = fit_together(config, words, options.processes) if together else fit(config, splits)
     program = ["accelerate launch", *TOGETHER, str(options.processes), "-m goalgen"] if together else ["goalgen"]
     said = {given["data"]: options.data if options.data == "digits" else f"DATA/{options.data}"}
-    return model, splits, {**went, "command": " ".join([*program, *(said.get(word, word) for word in words)])}
+    return model, splits, {**went, "command": " ".join([*program, *(quoted(said.get(word, word)) for word in words)])}
+
+
+def quoted(word: str) -> str:
+    """As a shell wants it."""
+    return f'"{word}"' if any(sign in word for sign in " #") else word

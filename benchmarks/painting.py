@@ -43,10 +43,22 @@ STROKES: dict[str, Any] = {
     "batch_size": 48,
     "learning_rate": 3e-3,
 }
+AVATARS = ("#c0aede #ffdfbf #ffd5dc #d1d4f9 #b6e3f4 #99673b #ab7c51 #bd9267 #d0a87d #e3bd93 #ecc99e #f6d4aa #ffdeb4 #ffffff #28150a "
+           "#603a14 #bd1700 #91cb15 #009bbd #ffc425 #428bca #00b159 #d11141 #03396c #88d8b0 #ff6f69")  # fmt: skip
 ON: dict[str, dict[str, Any]] = {
     "mnist": {},
     "fashion_mnist": {"stroke_inks": "white white/0.5 black black/0.5"},
-    "avatars": {"horizon": 16, "start": "constant:1"},
+    # One stroke of the widest pen fills the background; inks are the commonest colours of the avatars, of each kind some.
+    "avatars": {
+        "horizon": 16,
+        "start": "constant:1",
+        "patch": 2,
+        "stroke_widths": 5,
+        "stroke_thinnest": 0.07,
+        "stroke_thickest": 1.2,
+        "stroke_sigma": 0.12,
+        "stroke_inks": AVATARS,
+    },
 }
 """What differs by data set."""
 
