@@ -7,6 +7,7 @@ import statistics
 import sys
 from typing import Any
 
+import pages_of_orders
 import pages_of_strokes
 from report import APART, NAMES, PICTURED, ROOT, Rows, about, by_horizon, cell, fill, of_data, read, seeds, table
 
@@ -93,52 +94,6 @@ def ablation(data: str, title: str) -> str:
                      "sample": operations["sample"] / 1e6, "drawn": cell((r["sampled_images_per_second"] for r in mine), 0)})  # fmt: skip
     return fill("ablation of data", rows, title=title, first=results["rows"][0], seconds=results["seconds"],
                 seeds=seeds(results["rows"]), about=about(results, f"ablation --data {data}"))  # fmt: skip
-
-
-def order(data: str, title: str) -> str:
-    """Learned and fixed orders of reveals."""
-    results = read(f"order_{data}")
-    if not results["rows"]:
-        return ""
-    rows, digits = [], {"bits_per_dim": 3, "frechet_distance": 2, "trained_steps": 0}
-    for key in sorted({(row["horizon"], row["order"]) for row in results["rows"]}):
-        mine = [row for row in results["rows"] if (row["horizon"], row["order"]) == key]
-        learned = "order_kl_nats" in mine[0]
-        rows.append({
-            **{name: cell((row[name] for row in mine), count) for name, count in digits.items()}, "horizon": key[0], "order": key[1],
-            "error": f"{statistics.mean(row['bits_standard_error'] for row in mine):.3f}", "evaluations": mine[0]["network_evaluations"],
-            "kl": cell((r["order_kl_nats"] for r in mine), 2) if learned else "",
-            "entropy": cell((r["order_entropy_nats"] for r in mine), 2) if learned else "",
-            "train": mine[0]["operations"]["train"] / 1e6, "weights": f"{sum(mine[0]['parameters'].values()):,}",
-        })  # fmt: skip
-    return fill("order of data", rows, title=title, first=results["rows"][0], seconds=results["seconds"], seeds=seeds(results["rows"]),
-                verdict=order_verdict(results["rows"]), about=about(results, f"order --data {data}"))  # fmt: skip
-
-
-def order_verdict(rows: Rows) -> str:
-    """Whether the learned order is ahead of the best fixed one: by more than the standard deviation over seeds, of whichever varies more."""
-    lines = []
-    for horizon in sorted({row["horizon"] for row in rows}):
-        found: dict[str, list[float]] = {}
-        for row in rows:
-            if row["horizon"] == horizon:
-                found.setdefault(row["order"], []).append(row["bits_per_dim"])
-        learned = found.pop("learned", [])
-        if not learned or not found:
-            continue
-        best = min(found, key=lambda name: statistics.mean(found[name]))
-        gain = statistics.mean(found[best]) - statistics.mean(learned)
-        both = [values for values in (learned, found[best]) if len(values) > 1]
-        if not both:
-            lines.append(f"- {horizon} groups: one seed: {gain:+.3f} bits/dim for the learned order against {best}.")
-            continue
-        spread = max(statistics.stdev(values) for values in both)
-        word = "ties with" if abs(gain) <= spread else "beats" if gain > 0 else "loses to"
-        lines.append(
-            f"- {horizon} groups: the learned order **{word}** the best fixed one, {best}: {cell(learned)} against {cell(found[best])} "
-            f"bits/dim, {gain:+.3f} for the learned one."
-        )
-    return "\n".join(lines)
 
 
 def zoo() -> str:
@@ -310,7 +265,7 @@ def page(compare: str, curve: str) -> str:
     """docs/benchmarks.md, around the sections of comparison.py."""
     networks = dict.fromkeys(("mlp", "unet", "mlp_cuda", "unet_cuda"), "")
     sections = [
-        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, of_data("order", NAMES, order), zoo(), of_data("strokes", PICTURED, pages_of_strokes.strokes), of_data("learners", PICTURED, pages_of_strokes.learners), of_data("shaded", NAMES, pages_of_strokes.shaded), pages_of_strokes.vectorize(), pages_of_strokes.strokes_speed(), maze(), of_data("likelihood", LIKELIHOODS, likelihood),
+        fill("page"), demo(), of_data("defaults", PICTURED, defaults), folders(), compare, of_data("ablation", NAMES, ablation), curve, of_data("order", NAMES, pages_of_orders.order), zoo(), of_data("strokes", PICTURED, pages_of_strokes.strokes), of_data("learners", PICTURED, pages_of_strokes.learners), of_data("shaded", NAMES, pages_of_strokes.shaded), pages_of_strokes.vectorize(), pages_of_strokes.strokes_speed(), maze(), of_data("likelihood", LIKELIHOODS, likelihood),
         of_data("speed", networks, speed), of_data("time", networks, time_spent), of_data("gc_agents", NAMES, gc_agents),
         of_data("value_gap", NAMES, value_gap), of_data("cost", {"cost": "CPU", "cost_cuda": "GPU"}, cost), large(),
     ]  # fmt: skip

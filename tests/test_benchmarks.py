@@ -20,7 +20,7 @@ import bench  # noqa: E402
 import comparison  # noqa: E402
 import contenders  # noqa: E402
 import contest  # noqa: E402
-import pages  # noqa: E402
+import pages_of_orders  # noqa: E402
 import report  # noqa: E402
 from contenders import Options  # noqa: E402
 from fitting import Stopped, splits_of, train_goalgen  # noqa: E402
@@ -170,16 +170,18 @@ def test_processes_that_train_together(tmp_path, monkeypatch):
 def test_a_learned_order_wins_by_more_than_the_spread_of_seeds_or_ties():
     def rows(**bits):
         return [
-            {"order": order, "horizon": 8, "seed": seed, "bits_per_dim": value}
+            {"order": order, "horizon": 8, "seed": seed, "bits_per_dim": value, "trained_steps": 90 if order == "learned" else 100,
+             "order_kl_nats": 0.25, "order_entropy_nats": 3.5}
             for order, values in bits.items() for seed, value in enumerate(values)
         ]  # fmt: skip
 
     fixed = {"spread": (2.0, 2.02), "raster": (2.2, 2.21)}
     for learned, word in (((1.9, 1.91), "beats"), ((1.995, 2.0), "ties with"), ((2.1, 2.11), "loses to")):
-        text = pages.order_verdict(rows(learned=learned, **fixed))
+        text = pages_of_orders.order_verdict(rows(learned=learned, **fixed))
         assert f"**{word}** the best fixed one, spread" in text
-    assert "one seed" in pages.order_verdict(rows(learned=(1.9,), spread=(2.0,)))
-    assert pages.order_verdict(rows(**fixed)) == ""
+        assert ("0.25 nats" in text and "10% fewer steps" in text) == (word == "loses to")
+    assert "one seed" in pages_of_orders.order_verdict(rows(learned=(1.9,), spread=(2.0,)))
+    assert pages_of_orders.order_verdict(rows(**fixed)) == ""
 
 
 def test_what_is_not_sampled_as_it_was_trained_is_called_another_sampler():
