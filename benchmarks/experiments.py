@@ -270,7 +270,7 @@ EXPERIMENTS = {
     ),
     "strokes": Experiment(
         "what do agents paint, and draw, that learn without a gradient through the world?",
-        lambda o: rows_of(variant=("improved",), seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200},
+        lambda o: rows_of(variant=("improved",), seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 600, "avatars": 600},
         {"seeds": (0,), "num_test": 2000}, ("seconds", "num_test", "processes"), at_once=1, threads=2, trial=True, keeps=True, packages=("potracer",),
     ),
     "learners": Experiment(

@@ -47,8 +47,13 @@ AVATARS = ("#c0aede #ffdfbf #ffd5dc #d1d4f9 #b6e3f4 #99673b #ab7c51 #bd9267 #d0a
            "#603a14 #bd1700 #91cb15 #009bbd #ffc425 #428bca #00b159 #d11141 #03396c #88d8b0 #ff6f69")  # fmt: skip
 ON: dict[str, dict[str, Any]] = {
     "mnist": {},
-    "fashion_mnist": {"stroke_inks": "white white/0.5 black black/0.5"},
-    # One stroke of the widest pen fills the background; inks are the commonest colours of the avatars, of each kind some.
+    "fashion_mnist": {
+        "stroke_widths": 5,
+        "stroke_thickest": 0.5,
+        "stroke_sigma": 0.15,
+        "stroke_inks": "white silver gray #404040 black white/0.5 black/0.5",
+    },
+    # One stroke of the widest pen fills the background; inks are colours that are common among the avatars.
     "avatars": {
         "horizon": 16,
         "start": "constant:1",
