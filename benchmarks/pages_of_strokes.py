@@ -37,7 +37,7 @@ def verdict_of(row: dict[str, Any]) -> str:
     """Whether a painter of MNIST meets what was set."""
     paintings, samples = row["paintings"], row["samples"]
     found = (-paintings["squared_error"], paintings["labels_kept"], samples["confident"], samples["class_entropy_nats"])
-    return "; ".join(
+    return "Targets, set for twenty minutes of two cores: " + "; ".join(
         f"{what} {'met' if value >= least else '**missed**'}, {abs(value):.3g} against {abs(least):g}"
         for value, (what, least) in zip(found, TARGETS.items(), strict=True)
     )
@@ -59,7 +59,7 @@ def strokes(data: str, title: str) -> str:
         [[way, *(f"{at[n]['squared_error']:.4f}, {at[n]['labels_kept']:.3f}" if n in at else "" for n in counts)]
          for way, at in ways.items() if at],
     )  # fmt: skip
-    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict_of(first) if data == "mnist" else "none was set",
+    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict_of(first) if data == "mnist" else "No targets were set",
                 together=f" in each of {first['processes']} processes" if first.get("processes", 1) > 1 else "", seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
 
 
