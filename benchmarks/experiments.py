@@ -20,7 +20,7 @@ from contest import compare
 from fitting import train_goalgen
 from folders import FOLDERS, folder
 from orders import ORDERS, order
-from painting import PAINTER, VARIANTS, WORK, learner, painting, strokes_speed
+from painting import LEARNERS, PAINTERS, STROKES, WORK, learner, painting, strokes_speed
 from report import APART, PICTURES, RESULTS
 from shading import shaded
 from value_gap import MEASURED, value_gap
@@ -116,7 +116,7 @@ ZOO = {
     "fashion_mnist": Shipped("fashion_mnist", 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
     "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars"),
     "mnist_strokes": Shipped(
-        "mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=PAINTER, num_test=2000
+        "mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=STROKES, num_test=2000
     ),
 }
 
@@ -270,12 +270,12 @@ EXPERIMENTS = {
     ),
     "strokes": Experiment(
         "what do agents paint, and draw, that learn without a gradient through the world?",
-        lambda o: rows_of(variant=("improved",), seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 600, "avatars": 600},
-        {"seeds": (0,), "num_test": 2000}, ("seconds", "num_test", "processes"), at_once=1, threads=2, trial=True, keeps=True, packages=("potracer",),
+        lambda o: rows_of(variant=PAINTERS[o.data], seed=o.seeds), painting, "data", {"mnist": 1200, "fashion_mnist": 600, "avatars": 600},
+        {"seeds": (0,), "num_test": 2000}, at_once=1, threads=2, trial=True, keeps=True, packages=("potracer",),
     ),
     "learners": Experiment(
         "strokes: what is each part of how they are learned worth, at equal seconds?",
-        lambda o: rows_of(variant=VARIANTS, seed=o.seeds), learner, "data", {"mnist": 120},
+        lambda o: rows_of(variant=LEARNERS, seed=o.seeds), learner, "data", {"mnist": 120},
         {"seeds": (0, 1, 2), "num_test": 2000}, trial=True, keeps=True,
     ),
     "strokes_speed": Experiment(

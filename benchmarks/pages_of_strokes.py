@@ -25,7 +25,7 @@ def lines_of(rows: Rows) -> Rows:
     for variant in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == variant]
         lines.append({
-            "variant": variant, "steps": cell((r["steps"] for r in mine), 0), "bound": cell((r["nll_bound_nats"] for r in mine), 1),
+            "variant": variant, "processes": mine[0].get("processes", 1), "steps": cell((r["steps"] for r in mine), 0), "bound": cell((r["nll_bound_nats"] for r in mine), 1),
             "error": cell((r["paintings"]["squared_error"] for r in mine), 4), "kept": cell((r["paintings"]["labels_kept"] for r in mine), 3),
             "sure": cell((r["samples"]["confident"] for r in mine), 3), "entropy": cell((r["samples"]["class_entropy_nats"] for r in mine), 2),
             "distance": cell((r["quality"]["frechet_distance"] for r in mine), 2), "nearest": cell((r["quality"]["nearest_train_distance"] for r in mine), 3),
@@ -60,7 +60,7 @@ def strokes(data: str, title: str) -> str:
          for way, at in ways.items() if at],
     )  # fmt: skip
     return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict_of(first) if data == "mnist" else "No targets were set",
-                together=f" in each of {first['processes']} processes" if first.get("processes", 1) > 1 else "", seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
+                seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
 
 
 def learners(data: str, title: str) -> str:

@@ -12,7 +12,7 @@ import resvg_py
 import torch
 from contenders import RUNS, Job, Options, Row
 from fitting import train_goalgen
-from painting import PAINTER, greedy
+from painting import STROKES, greedy
 from PIL import Image, ImageDraw
 from report import PICTURES
 
@@ -183,7 +183,7 @@ def painter(options: Options) -> Path:
     run = RUNS / "strokes_mnist" / "improved-0" / "run"
     if not (run / "best").is_dir():
         run = RUNS / "vectorize" / "run"
-        train_goalgen(run, options, 0, PAINTER)
+        train_goalgen(run, options, 0, STROKES)
     return run
 
 
