@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -62,9 +63,21 @@ def join(device: str) -> None:
     _joined.append(state)
 
 
+def hold_group() -> None:
+    """Keep the group of processes, which is about to be left, as long as this process lives.
+
+    It ends by waiting for a thread of its own, while nobody else may touch a Python object; and just after an exchange that thread
+    may be about to, to let go of what was exchanged. A run that was done then hung for ever (torch 2.13, Gloo).
+    """
+    if torch.distributed.is_initialized():
+        # A reference that nothing takes back, not even the interpreter at its end.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(torch.distributed.group.WORLD))
+
+
 def leave() -> None:
     """End what :func:`join` began."""
     if _joined:
+        hold_group()
         _joined.pop().destroy_process_group()
 
 

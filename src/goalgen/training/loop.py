@@ -22,6 +22,7 @@ from goalgen.errors import GoalgenError
 from goalgen.families import make
 from goalgen.family import AfterStep, Family
 from goalgen.learning import Clock, Learned
+from goalgen.processes import hold_group
 from goalgen.saved import save_model
 from goalgen.settings import save_config
 from goalgen.size import count_operations, describe_size
@@ -331,6 +332,7 @@ class Trainer:
         if not interrupted:
             self._save_model("last", None)
             self._pictures()
+        hold_group()
         self.accelerator.end_training()
         progress, given = self.progress, conditional_on(self.family, self.start, self.batches.names is not None)
         return Outcome(self.config.out, progress.step, progress.seconds, progress.best_bits, interrupted, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,9 @@ def make_accelerator(config: Config, precision: str) -> Accelerator:
             f"{launched} processes were started and do not see each other; without GPUs start them with "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {launched} -m goalgen train ..."
         )
+    if accelerator.num_processes > 1:
+        # Of convolutions of one pixel: their gradients may lie in memory in either of two ways, which are the same.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return accelerator
 
 
