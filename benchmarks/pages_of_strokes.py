@@ -37,10 +37,22 @@ def verdict_of(row: dict[str, Any]) -> str:
     """Whether a painter of MNIST meets what was set."""
     paintings, samples = row["paintings"], row["samples"]
     found = (-paintings["squared_error"], paintings["labels_kept"], samples["confident"], samples["class_entropy_nats"])
-    return "Targets, set for twenty minutes of two cores: " + "; ".join(
+    return f"{row['variant']}: " + "; ".join(
         f"{what} {'met' if value >= least else '**missed**'}, {abs(value):.3g} against {abs(least):g}"
         for value, (what, least) in zip(found, TARGETS.items(), strict=True)
     )
+
+
+def verdicts(rows: Rows) -> str:
+    """... of all painters, by how they learned."""
+    each = "".join(f"\n- {verdict_of(row)}" for row in rows if row["seed"] == 0)
+    return f"Targets, set for twenty minutes of two cores:\n{each}"
+
+
+def wide(rows: Rows) -> str:
+    """What the painters were told that are content with less closeness."""
+    commands = [row["command"] for row in rows if row["variant"] == "wide"]
+    return f" Wide, content with less closeness: `{commands[0]}`." if commands else ""
 
 
 def strokes(data: str, title: str) -> str:
@@ -59,8 +71,8 @@ def strokes(data: str, title: str) -> str:
         [[way, *(f"{at[n]['squared_error']:.4f}, {at[n]['labels_kept']:.3f}" if n in at else "" for n in counts)]
          for way, at in ways.items() if at],
     )  # fmt: skip
-    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdict_of(first) if data == "mnist" else "No targets were set",
-                seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
+    return fill("strokes of data", rows, title=title, data=data, first=first, curve=curve, verdict=verdicts(results["rows"]) if data == "mnist" else "No targets were set.",
+                wide=wide(results["rows"]), seeds=seeds(results["rows"]), about=about(results, f"strokes --data {data}"))  # fmt: skip
 
 
 def learners(data: str, title: str) -> str:
