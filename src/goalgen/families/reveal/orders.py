@@ -31,8 +31,8 @@ SIDE, WIDTH = 8, 64
 """Sides, at most, of the small images that networks of orders read, and their width: little beside the network of values."""
 
 LEAN = 3.0
-"""Before anything is learned a group's score is this much below that of the group before it: little is left to chance (at 1, orders of sixteen groups
-had an entropy of 11 nats after 900 steps on Fashion-MNIST, all of which one network had to serve)."""
+"""Before anything is learned a group's score is this much below that of the group before it: little is left to chance, as one network
+has to serve all orders that may come."""
 
 
 class Ordered(Policy):
