@@ -52,11 +52,19 @@ def fit_together(config: Config, words: list[str], processes: int) -> tuple[Mode
     """Train with ``goalgen train`` in several processes, which share every batch. Returns the best model, and how it went."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", *TOGETHER, str(processes), "-m", "goalgen"]
     with subprocess.Popen([*launch, *words, "--out", str(config.out), "--picture-every", "0", "--quiet"]) as launched:
-        before = signal.signal(signal.SIGTERM, lambda *_: launched.terminate())  # which then ends what it has begun
+        told: list[int] = []
+
+        def end(number: int, frame: object) -> None:
+            told.append(number)
+            launched.terminate()  # it then ends what it has begun
+
+        before = signal.signal(signal.SIGTERM, end)
         status = launched.wait()
         signal.signal(signal.SIGTERM, before)
-    if status or not (config.out / "last").is_dir():
+    if told:
         raise Stopped
+    if status:
+        raise SystemExit(f"{processes} processes that trained together ended with {status}")
     steps = read_log(config.out / "log.jsonl")[-1]["step"]
     return load(config.out), {"steps": steps, "seconds": config.training.max_seconds, "processes": processes}
 
