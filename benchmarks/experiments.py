@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import contenders
+import likelihood
 import timing
 import torch
 from ablation import ABLATED, ablation
@@ -40,24 +41,6 @@ def curve(job: Job, options: Options, folder: Path) -> Row:
     model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
     numbers = evaluate(model, splits, **SETUPS[options.data].measured)
     return {**numbers, "seconds": went["seconds"], "trained_steps": went["steps"], "command": went["command"]}
-
-
-GPU = {"network": "unet", "patch": 2, "width": 48, "head_width": 32, "depth": 2, "batch_size": 256, "learning_rate": 1e-3,
-       "ema": 0.999}  # fmt: skip
-
-
-def likelihood(job: Job, options: Options, folder: Path) -> Row:
-    """Binarised goals are drawn anew from the grey levels at every visit; the test images are drawn once, with a fixed seed."""
-    if options.device == "cuda":
-        settings = {**contenders.FAMILIES[job["family"]], **GPU, "horizon": job["horizon"]}
-    else:
-        settings = contenders.sized(Contender(job["family"], job["horizon"], settled_for="bound"), options)
-    settings |= {"binarize": options.data == "mnist"}
-    model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
-    numbers = evaluate(model.to(options.device), splits, num_samples=6, iw_images=100, features="pixel-pca")
-    keep = ("nll_bound_nats", "nll_bound_standard_error", "bits_per_dim", "iw_bound_nats", "nll_bound_nats_on_iw_images",
-            "iw_k", "iw_images", "num_test", "parameters", "operations", "network_evaluations", "step")  # fmt: skip
-    return {"seconds": options.seconds, **{key: numbers[key] for key in keep}, "command": went["command"]}
 
 
 # presets ------------------------------------------------------------------------------------------------------------
@@ -227,8 +210,7 @@ EXPERIMENTS = {
     ),
     "likelihood": Experiment(
         "bounds after twenty minutes: binarised MNIST in nats, the others in bits/dim",
-        lambda o: rows_of(family=("reveal",) if o.device == "cpu" else ("latent", "learned bridge", "reveal"), horizon=o.horizons, seed=o.seeds),
-        likelihood, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200, "cifar10": 540}, {"seeds": (0,), "horizons": (10, 25)}, keeps=True,
+        likelihood.jobs, likelihood.likelihood, "data", {"mnist": 1200, "fashion_mnist": 1200, "avatars": 1200, "cifar10": 540}, {"seeds": (0,), "horizons": (10, 25)}, keeps=True,
     ),
     "speed": Experiment(
         "training and sampling speed beside the loops of diffusers and torchcfm",

@@ -23,6 +23,9 @@ from goalgen.learning import Clock, Learned
 from goalgen.rollout import Trajectory
 from goalgen.task import Task
 
+FORESEEN = 4
+"""Values that come later of which a step learns for each that it reveals: fewer are cheaper, and more even out what is learned."""
+
 
 def make_copying(plan: Plan, environment: Environment) -> GCAgent:
     """The GC-agent that copies, and chooses the order where that is learned."""
@@ -39,6 +42,7 @@ class Reveal(Family):
     gc_agents = {"copy": make_copying}  # noqa: RUF012 - more may be put in
     least_validation = 1024
     environment: RevealEnvironment
+    s_agent: RevealSAgent
 
     def __init__(self, plan: Plan) -> None:
         settings: RevealSettings = plan.settings
@@ -53,6 +57,7 @@ class Reveal(Family):
         chance = environment.sizes.double().sqrt()  # of a step to be visited: more values, more to learn, less for each
         self.register_buffer("chance", chance / chance.sum(), persistent=False)
         self.chance: Tensor
+        self.foresight = 0.0 if learned else settings.reveal_foresight
 
     @property
     def learned(self) -> bool:
@@ -61,7 +66,7 @@ class Reveal(Family):
 
     @classmethod
     def check(cls, plan: Plan) -> None:
-        check_least(plan.settings, reveal_modes=1)
+        check_least(plan.settings, reveal_modes=1, reveal_foresight=0)
 
     def draw(self, batch: int, streams: Streams) -> Draws:
         """The step (1, batch) in 0..H-1 that each example visits, evenly spread over the batch; and what a learned order is drawn by."""
@@ -72,6 +77,8 @@ class Reveal(Family):
         draws = {"steps": steps[order].unsqueeze(0)}
         if self.learned:
             draws["orders"] = torch.rand(1, batch, self.environment.groups, generator=streams("orders"))
+        elif self.foresight:
+            draws["later"] = torch.rand(1, batch, *self.environment.shape, generator=streams("later values"))
         return draws
 
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
@@ -80,10 +87,25 @@ class Reveal(Family):
             return learn_order(self, self.chance, task, draws)
         h, goals = draws["steps"][0], task.goal
         seen = self.see(h, self.environment.at(h, goals, task.start), task.label, memory=task.memory)
-        decision = self.s_agent.decide(seen)
-        cost = self.gc_agent.policy(seen, goals, decision).kl(decision.policy) / self.chance[h].to(goals.dtype)
+        features, weight = self.s_agent.look(seen), 1 / self.chance[h].to(goals.dtype)
+        cost = -weight * self.s_agent.say_of(self.environment.group(h), features, self.environment.shape).log_prob(
+            goals
+        )
         by_step = cost.new_zeros(self.horizon, len(cost)).scatter(0, h.unsqueeze(0), cost.detach().unsqueeze(0))
-        return Learned(cost.mean(), Bound(torch.zeros_like(cost.detach()), by_step))
+        loss, share = cost.mean(), self.foresight * (1 - clock.done)
+        if share > 0 and torch.is_grad_enabled():
+            later = self.some_later(h, draws["later"][0])
+            foreseen = self.s_agent.say_of(later, features, self.environment.shape).log_prob(goals)
+            loss = loss - share / FORESEEN * (weight * foreseen).mean()
+        return Learned(loss, Bound(torch.zeros_like(cost.detach()), by_step))
+
+    def some_later(self, h: Tensor, uniform: Tensor) -> Tensor:
+        """Of the values that come after steps ``h`` some, FORESEEN for each that the step reveals, or all. Bool (B, C, height, width)."""
+        sizes = self.environment.sizes.to(uniform.dtype)
+        left = sizes.sum() - sizes.cumsum(0)
+        share = (FORESEEN * sizes / left.clamp(min=1))[h][:, None, None, None]
+        drawn = uniform[:, :1] if self.s_agent.joint else uniform  # all channels of a pixel or none
+        return (self.environment.step > h[:, None, None, None]) & (drawn < share)
 
     @torch.no_grad()
     def estimate(self, task: Task, streams: Streams) -> Bound:

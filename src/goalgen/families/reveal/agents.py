@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goalgen import config
 from goalgen.agents import Decision, GCAgent, SAgent, Seen
 from goalgen.families.reveal.environment import Order, RevealEnvironment
-from goalgen.families.reveal.policies import Copy, Levels, Logistics, Pixels
+from goalgen.families.reveal.policies import Copy, Counted, Levels, Logistics, Pixels, Places, ValuePolicy
 from goalgen.likelihoods import full_precision
 from goalgen.networks import NetworkSpec, bounded, draw, make_torso
+from goalgen.policies import Policy
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class RevealSettings(config.Settings):
     colours). Unset: levels where that takes no more numbers, as for black and white."""
     reveal_modes: int = 10
     """Logistics in a mixture."""
+    reveal_foresight: float = 0.5
+    """How much values that come later count in what is learned at a step of a fixed order, as many of them as the group has, as long as
+    training is young; at its end nothing, and never in the bound. 0: no values but those of the group."""
 
     def logistics(self, levels: int, channels: int) -> int:
         """In the mixture for a value of so many grey levels; 0: a chance for each level instead."""
@@ -62,25 +68,72 @@ class RevealSAgent(SAgent):
             bias[self.modes : 2 * self.modes] = torch.linspace(-1, 1, self.modes)[:, None, None, None]
             bias[2 * self.modes : 3 * self.modes] = -(float(max(self.modes, 2)) ** 0.5)
         self.bias = nn.Parameter(bias)
+        # Of the values that one row of the head's weight says: which they are, at every position. An mlp's rows say one value each.
+        patch = self.torso.top.patch
+        rows = torch.arange(self.torso.position_pixels).view(-1, 1)
+        rows = rows.view(spec.shape[0], -1).T if self.joint else rows
+        pixels = torch.arange(math.prod(spec.shape)).double().view(1, *spec.shape)
+        places = F.pixel_unshuffle(pixels, patch)[0].flatten(1).long() if patch else pixels.view(-1, 1).long()
+        self.register_buffer("rows", rows, persistent=False)  # (rows, values a row)
+        self.register_buffer(
+            "places", places[rows].transpose(1, 2), persistent=False
+        )  # (rows, positions, values a row)
+        self.rows: Tensor
+        self.places: Tensor
 
     def decide(self, seen: Seen) -> Decision:
+        """Of the values of the group alone: of a head that says many numbers of every value, most would be for nothing."""
         environment = seen.environment
         assert isinstance(environment, RevealEnvironment)
+        return Decision(self.say_of(environment.group(seen.h), self.look(seen), environment.shape))
+
+    def say_of(self, group: Tensor, features: Tensor, shape: tuple[int, int, int]) -> Policy:
+        """The policy of the values of ``group``, bool (B or 1, C, height, width), all channels of a pixel or none if they come together."""
+        if self.torso.top.patch == 0:
+            return self.say(group, self.numbers(features, shape))
+        counts = group.flatten(1).expand(len(features), -1)
+        said, image, value = [], [], []
+        by_position = features.transpose(1, 2)  # (B, positions, F)
+        for row, at in zip(self.rows, self.places, strict=True):
+            which, position = counts[:, at[:, 0]].nonzero(as_tuple=True)
+            chosen = by_position.flatten(0, 1).index_select(0, which * by_position.shape[1] + position)
+            numbers = F.linear(chosen, self.weight[:, row].flatten(0, 1))  # (N, count times values a row)
+            said.append(full_precision(numbers).unflatten(1, (-1, len(row))))
+            image.append(which)
+            value.append(at[position])
+        where = Places(len(features), shape, torch.cat(image), torch.cat(value))
+        bias = self.bias.flatten(1).T.index_select(0, where.value.flatten()).unflatten(0, where.value.shape)
+        together = (torch.cat(said) + bias.transpose(1, 2))[..., None, None]  # (N, count, values a row, 1, 1)
+        every = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=features.device)
+        return Counted(where, self.say(every, together))
+
+    def decide_all(self, seen: Seen) -> ValuePolicy:
+        """Of all values, those that the step cannot write as well."""
+        environment = seen.environment
+        assert isinstance(environment, RevealEnvironment)
+        return self.say(environment.group(seen.h), self.numbers(self.look(seen), environment.shape))
+
+    def look(self, seen: Seen) -> Tensor:
+        """Features (B, F, positions) of what is revealed."""
         canvas, known, start = seen.state.chunk(3, 1)
         features, _ = self.torso(seen.h, torch.cat([canvas * known, known, start], 1), seen.label, seen.memory)
-        images = self.torso.assemble(draw(features, self.weight), environment.shape)
-        numbers = full_precision(images) + self.bias  # (B, count, C, height, width)
-        group = environment.group(seen.h)
+        return features
+
+    def numbers(self, features: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """That say all values, (B, count, C, height, width)."""
+        return full_precision(self.torso.assemble(draw(features, self.weight), shape)) + self.bias
+
+    def say(self, group: Tensor, numbers: Tensor) -> ValuePolicy:
+        """The policy of such numbers."""
         if not self.modes:
-            return Decision(Levels(group, numbers))
+            return Levels(group, numbers)
         logits, mean, log_scale = numbers[:, : 3 * self.modes].chunk(3, 1)
         log_scale = bounded(log_scale + 2) - 2
         if not self.joint:
-            return Decision(Logistics(group, self.levels, logits, mean, log_scale))
-        lean = (
-            numbers[:, 3 * self.modes :].unflatten(1, (self.modes, -1)).transpose(2, 3)
-        )  # (B, M, C, C, height, width)
-        return Decision(Pixels(group, self.levels, logits.sum(2), mean, log_scale, lean.tanh()))
+            return Logistics(group, self.levels, logits, mean, log_scale)
+        lean = numbers[:, 3 * self.modes :].unflatten(1, (self.modes, -1)).transpose(2, 3)
+        # (B, M, C, C, height, width)
+        return Pixels(group, self.levels, logits.sum(2), mean, log_scale, lean.tanh())
 
 
 class CopyGCAgent(GCAgent):

@@ -152,8 +152,7 @@ class OrderingSAgent(RevealSAgent):
     def decide(self, seen: Seen) -> Decision:
         environment = seen.environment
         assert isinstance(environment, ChosenOrderEnvironment)
-        values = super().decide(seen).policy
-        assert isinstance(values, ValuePolicy)
+        values = self.decide_all(seen)
         canvas, known, start = seen.state.chunk(3, 1)
         shown = environment.shown(seen.state)[:, 0].to(canvas.dtype)
         scores = self.lean + self.order(torch.cat([small(torch.cat([canvas * known, known, start], 1)), shown], 1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -142,6 +144,51 @@ class Levels(ValuePolicy):
 
     def tempered(self, temperature: float) -> Levels:
         return Levels(self.group, self.log_probs / temperature)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Some values of a batch of images, as rows: a value a row, or all channels of a pixel."""
+
+    batch: int
+    shape: tuple[int, int, int]
+    image: Tensor
+    """which of the batch a row is of, (N,) int64"""
+    value: Tensor
+    """which values of the flattened image are in a row, (N, C') int64"""
+
+    def take(self, images: Tensor) -> Tensor:
+        """Rows (N, ..., C', 1, 1) of images (B, ..., C, height, width), as images of a pixel."""
+        flat = images.flatten(-3).movedim(-1, 1)  # (B, values, ...)
+        return flat[self.image[:, None], self.value].movedim(1, -1)[..., None, None]
+
+    def put(self, rows: Tensor) -> Tensor:
+        """Images (B, C, height, width) with rows (N, C', 1, 1) in their places, and 0 elsewhere."""
+        flat = rows.new_zeros(self.batch, math.prod(self.shape))
+        return flat.index_put((self.image[:, None], self.value), rows.flatten(1)).unflatten(1, self.shape)
+
+
+class Counted(Policy):
+    """What the S-agent says of the values of a group, and of no others: a policy of rows, as if each were an image of a pixel."""
+
+    def __init__(self, places: Places, each: ValuePolicy) -> None:
+        self.places, self.each = places, each
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Values of the group at their levels, 0 elsewhere; from noise of all values."""
+        return self.places.put(self.each.sample(self.places.take(noise)))
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        rows = self.each.log_prob(self.places.take(action))
+        return rows.new_zeros(self.places.batch).index_add(0, self.places.image, rows)
+
+    def kl(self, other: Policy) -> Tensor:
+        raise NotImplementedError("this is the S-agent's policy; the GC-agent copies")
+
+    def tempered(self, temperature: float) -> Counted:
+        each = self.each.tempered(temperature)
+        assert isinstance(each, ValuePolicy)
+        return Counted(self.places, each)
 
 
 class Copy(Policy):
