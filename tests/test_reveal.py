@@ -193,6 +193,59 @@ def test_one_step_of_each_episode_estimates_it_without_bias():
     torch.testing.assert_close(share.double(), family.chance, rtol=0, atol=0.004)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"reveal_values": "levels"}, {"reveal_channels": "together"}, {"reveal_channels": "together", "reveal_values": "levels"},
+        {"network": "mlp"}, {"network": "transformer"}, {"patch": 4},
+    ],
+)  # fmt: skip
+def test_what_a_step_writes_is_said_as_if_all_were(settings):
+    """A step's values are worked out alone: the same chances and draws as of a policy of all values, at other steps for every image."""
+    values = {"network": "unet", "patch": 2, "depth": 1} | settings
+    family, count = reveal((3, 8, 8), 5, **values), 15
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, LEVELS, (count, 3, 8, 8), generator=generator).double() - 1
+    h = torch.arange(count) % family.horizon
+    seen = family.see(h, family.environment.at(h, images, torch.zeros_like(images)))
+    with torch.no_grad():
+        some, every = family.s_agent.decide(seen).policy, family.s_agent.decide_all(seen)
+    torch.testing.assert_close(some.log_prob(images), every.log_prob(images))
+    noise = family.environment.action_space.noise(count, generator).double()
+    written = family.environment.group(h)
+    for temperature in (1.0, 0.5):
+        one, other = some.tempered(temperature), every.tempered(temperature)
+        torch.testing.assert_close(one.log_prob(images), other.log_prob(images))
+        assert torch.equal(torch.where(written, one.sample(noise), 0.0), torch.where(written, other.sample(noise), 0.0))
+
+
+def test_values_to_come_are_learned_from_while_training_is_young_and_never_in_the_bound():
+    ours = [reveal((2, 4, 4), 4, network="unet", patch=2, reveal_foresight=f) for f in (0.0, 0.5)]
+    images = torch.randint(0, LEVELS, (32, 2, 4, 4), generator=torch.Generator().manual_seed(0)).double() - 1
+    task = Task(torch.zeros_like(images), images)
+    draws = ours[1].draw(32, lambda name: torch.Generator().manual_seed(len(name)))
+    without, young, half, old = (
+        family.learn(task, draws, Clock(done=done))
+        for family, done in ((ours[0], 0.0), (ours[1], 0.0), (ours[1], 0.5), (ours[1], 1.0))
+    )
+    for learned in (young, half, old):
+        assert torch.equal(learned.bound.total, without.bound.total)
+    assert without.loss == without.bound.total.mean() == old.loss
+    assert young.loss > without.loss
+    torch.testing.assert_close(half.loss - without.loss, (young.loss - without.loss) / 2)
+
+
+def test_of_the_values_to_come_some_are_drawn_for_each_that_is_revealed():
+    family = reveal((1, 16, 16), 8)
+    sizes = family.environment.sizes
+    for h in range(family.horizon):
+        steps = torch.full((400,), h)
+        drawn = family.some_later(steps, torch.rand(400, 1, 16, 16, generator=torch.Generator().manual_seed(h)))
+        assert not (drawn & (family.environment.step <= h)).any()
+        expected = min(4 * int(sizes[h]), int(sizes[h + 1 :].sum()))
+        assert drawn.sum() / 400 == pytest.approx(expected, rel=0.1)
+
+
 def test_more_trajectories_say_nothing_new():
     family, images = reveal(), every_image((1, 2, 2))[:9]
     noise = torch.stack(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goalgen.agents import GCAgent
+from goalgen.agents import Decision, GCAgent
 from goalgen.bound import Bound
 from goalgen.environment import Environment
 from goalgen.families.reveal.agents import CopyGCAgent, RevealSAgent, RevealSettings
@@ -88,9 +88,8 @@ class Reveal(Family):
         h, goals = draws["steps"][0], task.goal
         seen = self.see(h, self.environment.at(h, goals, task.start), task.label, memory=task.memory)
         features, weight = self.s_agent.look(seen), 1 / self.chance[h].to(goals.dtype)
-        cost = -weight * self.s_agent.say_of(self.environment.group(h), features, self.environment.shape).log_prob(
-            goals
-        )
+        decision = Decision(self.s_agent.say_of(self.environment.group(h), features, self.environment.shape))
+        cost = weight * self.gc_agent.policy(seen, goals, decision).kl(decision.policy)
         by_step = cost.new_zeros(self.horizon, len(cost)).scatter(0, h.unsqueeze(0), cost.detach().unsqueeze(0))
         loss, share = cost.mean(), self.foresight * (1 - clock.done)
         if share > 0 and torch.is_grad_enabled():
