@@ -7,7 +7,7 @@ import torch
 from runs import write_images
 
 from goalgen import cli, load
-from goalgen.choice import choose, is_open, worth
+from goalgen.choice import choose, count_colours, is_open, worth
 from goalgen.data import ImageSet, Splits
 from goalgen.families import make
 from goalgen.families.suited import suited
@@ -15,7 +15,8 @@ from goalgen.settings import configure, load_config
 
 
 def splits(shape: tuple[int, int, int], count: int = 40) -> Splits:
-    images = ImageSet(torch.zeros(count, *shape, dtype=torch.uint8), 256)
+    drawn = torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(0))
+    images = ImageSet(drawn.to(torch.uint8), 256)
     return Splits(images, images, images, None, "blank")
 
 
@@ -38,6 +39,22 @@ def test_the_rule_goes_by_size_channels_number_and_device():
     assert few["code_modes"] < large["code_modes"]
     assert "dropout" not in large
     assert suited((3, 32, 32), 60_000, True)[0]["batch_size"] > large["batch_size"]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_images_of_few_colours_are_revealed(gpu):
+    """Pixel art: what lies between two colours of a palette is no colour at all."""
+    pixels = torch.randint(0, 12, (40, 16, 16), generator=torch.Generator().manual_seed(0))
+    palette = torch.tensor([[7 * i, 250 - 9 * i, 40 + i] for i in range(12)], dtype=torch.uint8)
+    images = ImageSet(palette[pixels].movedim(-1, 1), 256)
+    data = Splits(images, images, images, None, "blank")
+    assert count_colours(data) == 12
+    config, lines = choose(configure(), data, gpu)
+    assert "of few colours (12 an image)" in lines[0]
+    family = make(config, images.shape, 256)
+    assert (family.name, family.horizon, config.family.reveal_values) == ("reveal", 48, "levels")
+    assert count_colours(splits((3, 32, 32))) > 24
+    assert suited((1, 8, 8), 40, gpu, 2)[0]["environment"] == "latent"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from typing import Any
 
 from goalgen.config import Config, ModelConfig, TrainingConfig
@@ -23,7 +24,7 @@ def choose(config: Config, data: Splits, gpu: bool) -> tuple[Config, list[str]]:
 
     Whatever the user has said stands: a setting is filled in only where it is at its default.
     """
-    wanted, why = suited(data.train.shape, len(data.train), gpu)
+    wanted, why = suited(data.train.shape, len(data.train), gpu, count_colours(data))
     chosen: dict[str, Any] = {}
     for name, value in wanted.items():
         kind = next((k for k in (ModelConfig, TrainingConfig) if name in k.__dataclass_fields__), None)
@@ -38,6 +39,16 @@ def choose(config: Config, data: Splits, gpu: bool) -> tuple[Config, list[str]]:
     channels, height, width = data.train.shape
     about = f"{len(data.train):,} {'colour' if channels == 3 else 'grey'} images of {height}x{width}: {why}"
     return filled, [about, f"chosen, and written into the run's configuration: {numbers}"]
+
+
+FIRST = 64
+"""Images whose colours are counted."""
+
+
+def count_colours(data: Splits) -> int:
+    """Colours of an image, the median of the first ones."""
+    images = data.train.subset(range(min(FIRST, len(data.train)))).images
+    return statistics.median_low([len(image.flatten(1).unique(dim=1).T) for image in images])
 
 
 def words(value: Any) -> str:

@@ -11,13 +11,18 @@ FEW = 5_000
 """Images below which dropout is worth what it costs."""
 
 
-def suited(shape: tuple[int, int, int], images: int, gpu: bool) -> tuple[dict[str, Any], str]:
+COLOURS = 24
+"""Colours of an image up to which it is as if drawn from a palette: a chance for each, and nothing between."""
+
+
+def suited(shape: tuple[int, int, int], images: int, gpu: bool, colours: int = 256) -> tuple[dict[str, Any], str]:
     """Settings by their names, and why.
 
     Args:
         shape: (C, height, width) of the images.
         images: number of training images.
         gpu: whether there is one to train on.
+        colours: of an image, the median.
     """
     channels, height, width = shape
     settings: dict[str, Any] = {"batch_size": 64, "ema": 0.9995 if images < FEW else 0.999}
@@ -31,6 +36,14 @@ def suited(shape: tuple[int, int, int], images: int, gpu: bool) -> tuple[dict[st
             "depth": 4,
         }
         why = "a latent in each of four steps, by an mlp"
+    elif colours <= COLOURS:
+        settings |= {"environment": "reveal", "network": "unet", "learning_rate": 4e-3, "batch_size": 32}
+        settings |= {"horizon": 16, "reveal_values": "levels"}
+        why = (
+            f"of few colours ({colours} an image): sixteen groups of pixels are revealed, each value one of the levels"
+        )
+        if gpu:
+            settings |= {"width": 64, "depth": 2, "batch_size": 128}
     else:
         settings |= {"environment": "code:1+bridge:3", "gc_agent": "fixed", "network": "unet", "learning_rate": 4e-3}
         settings |= {"code_size": 32 * channels, "code_modes": max(1, min(512, images // 50))}

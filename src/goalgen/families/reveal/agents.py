@@ -47,6 +47,10 @@ class RevealSettings(config.Settings):
         return 0 if apart and levels <= 3 * self.reveal_modes else self.reveal_modes
 
 
+NAME = 16
+"""Numbers of a value's embedding."""
+
+
 class RevealSAgent(SAgent):
     """What values the hidden pixels have, all at once, from those that are revealed: one evaluation of the network."""
 
@@ -57,7 +61,9 @@ class RevealSAgent(SAgent):
     ) -> None:
         super().__init__()
         self.levels, self.modes = levels, settings.logistics(levels, spec.shape[0])
-        self.torso = make_torso(dataclasses.replace(spec, horizon=environment.horizon), 3 * spec.shape[0])
+        self.named = not self.modes and levels > 2
+        seen = (NAME if self.named else 1) + 2
+        self.torso = make_torso(dataclasses.replace(spec, horizon=environment.horizon), seen * spec.shape[0])
         self.joint = bool(self.modes) and spec.shape[0] > 1 and settings.reveal_channels == "together"
         more = spec.shape[0] if self.joint else 0  # how a mean leans on the channels before
         count = (3 + more) * self.modes if self.modes else levels
@@ -68,6 +74,10 @@ class RevealSAgent(SAgent):
             bias[self.modes : 2 * self.modes] = torch.linspace(-1, 1, self.modes)[:, None, None, None]
             bias[2 * self.modes : 3 * self.modes] = -(float(max(self.modes, 2)) ** 0.5)
         self.bias = nn.Parameter(bias)
+        if self.named:
+            # Which of many levels a value has is told and said by a vector of its own, so that one is easily said again.
+            self.names = nn.Parameter(torch.randn(spec.shape[0], levels, NAME))
+            self.by_name = nn.Parameter(torch.zeros(NAME, *weight.shape[1:]))
         # Of the values that one row of the head's weight says: which they are, at every position. An mlp's rows say one value each.
         patch = self.torso.top.patch
         rows = torch.arange(self.torso.position_pixels).view(-1, 1)
@@ -92,12 +102,12 @@ class RevealSAgent(SAgent):
         if self.torso.top.patch == 0:
             return self.say(group, self.numbers(features, shape))
         counts = group.flatten(1).expand(len(features), -1)
-        said, image, value = [], [], []
+        head, said, image, value = self.head(), [], [], []
         by_position = features.transpose(1, 2)  # (B, positions, F)
         for row, at in zip(self.rows, self.places, strict=True):
             which, position = counts[:, at[:, 0]].nonzero(as_tuple=True)
             chosen = by_position.flatten(0, 1).index_select(0, which * by_position.shape[1] + position)
-            numbers = F.linear(chosen, self.weight[:, row].flatten(0, 1))  # (N, count times values a row)
+            numbers = F.linear(chosen, head[:, row].flatten(0, 1))  # (N, count times values a row)
             said.append(full_precision(numbers).unflatten(1, (-1, len(row))))
             image.append(which)
             value.append(at[position])
@@ -116,12 +126,31 @@ class RevealSAgent(SAgent):
     def look(self, seen: Seen) -> Tensor:
         """Features (B, F, positions) of what is revealed."""
         canvas, known, start = seen.state.chunk(3, 1)
-        features, _ = self.torso(seen.h, torch.cat([canvas * known, known, start], 1), seen.label, seen.memory)
+        features, _ = self.torso(
+            seen.h, torch.cat([self.read(canvas, known), known, start], 1), seen.label, seen.memory
+        )
         return features
+
+    def read(self, canvas: Tensor, known: Tensor) -> Tensor:
+        """Known values as the network sees them, (B, numbers, height, width), 0 for the others."""
+        if not self.named:
+            return canvas * known
+        top = self.levels - 1
+        level = ((canvas + 1) / 2 * top).round().long().clamp(0, top)
+        level = level + self.levels * torch.arange(level.shape[1], device=level.device).view(-1, 1, 1)
+        names = F.embedding(level, self.names.flatten(0, 1))  # (B, C, height, width, NAME)
+        return (names * known.unsqueeze(-1)).permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+    def head(self) -> Tensor:
+        """Numbers that are linear in a position's features, (count, values of a position, F)."""
+        if not self.named:
+            return self.weight
+        by_name = self.by_name.unflatten(1, (len(self.names), -1))
+        return self.weight + torch.einsum("cle,ecpf->lcpf", self.names, by_name).flatten(1, 2)
 
     def numbers(self, features: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """That say all values, (B, count, C, height, width)."""
-        return full_precision(self.torso.assemble(draw(features, self.weight), shape)) + self.bias
+        return full_precision(self.torso.assemble(draw(features, self.head()), shape)) + self.bias
 
     def say(self, group: Tensor, numbers: Tensor) -> ValuePolicy:
         """The policy of such numbers."""
