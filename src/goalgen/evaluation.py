@@ -90,7 +90,7 @@ def evaluate(model: Model, data: Data = None, **settings: Any) -> dict[str, Any]
     if how.quick:
         data, how = made_quick(model, data, how)
     given = given_of(model, data.test, how.start)
-    work = Work.of(how, data)
+    work = Work.of(how, data, model.family.bound_is_exact)
     with work.telling:
         bounds = measure_bound(model, data.test.images, how, given, work)
         quality, drawn = measure_samples(model, data, how, given, work)
@@ -145,11 +145,10 @@ class Work:
     telling: Telling
 
     @classmethod
-    def of(cls, how: Measurement, data: Splits) -> Work:
-        """... of measuring on these data."""
-        tests = len(data.test)
-        tighter = min(how.iw_images, tests) * how.iw_k
-        parts = {"bound": tests, "tighter bound": tighter, "samples": samples_of(how, data)}
+    def of(cls, how: Measurement, data: Splits, exact: bool) -> Work:
+        """... of measuring on these data, by a bound that is exact or not."""
+        tighter = 0 if exact else min(how.iw_images, len(data.test)) * how.iw_k
+        parts = {"bound": len(data.test), "tighter bound": tighter, "samples": samples_of(how, data)}
         return cls(parts, Telling(sum(parts.values()), title="evaluate", silent=how.quiet or assists()))
 
     def at(self, part: str, done: int, each: int = 1) -> None:
@@ -270,9 +269,11 @@ def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given, 
         return model.iw_bound(part[first : first + CHUNK], how.iw_k, how.seed, **asked(first, len(part)))
 
     bounds = list(work.following("bound", shared(range(0, len(images), CHUNK), bound)))
-    parts = list(work.following("tighter bound", shared(range(0, len(part), CHUNK), iw_bound), how.iw_k))
     terms = Bound(torch.cat([b.reconstruction for b in bounds]), torch.cat([b.kl for b in bounds], 1))
-    tighter, total = torch.cat(parts), terms.total.double()
+    total = terms.total.double()
+    exact = model.family.bound_is_exact
+    parts = work.following("tighter bound", shared(range(0, 0 if exact else len(part), CHUNK), iw_bound), how.iw_k)
+    tighter = torch.cat([total[: len(part)] if exact else total[:0], *parts])
     return {
         "bits_per_dim": float(model.bits_per_dim(total.mean())),
         "nll_bound_nats": total.mean().item(),
@@ -280,7 +281,7 @@ def measure_bound(model: Model, images: Tensor, how: Measurement, given: Given, 
         "reconstruction_nats": terms.reconstruction.double().mean().item(),
         "kl_nats": terms.kl.double().sum(0).mean().item(),
         "kl_per_step_nats": terms.kl.double().mean(1).tolist(),
-        "iw_bound_nats": tighter.double().mean().item(),
+        "iw_bound_nats": tighter.mean().item(),
         "iw_k": how.iw_k,
         "iw_images": len(part),
         "nll_bound_nats_on_iw_images": total[: len(part)].mean().item(),

@@ -142,6 +142,11 @@ class Family(Agents, ABC):
         return cls.gc_agents[plan.gc_agent](plan, environment)
 
     @property
+    def bound_is_exact(self) -> bool:
+        """Whether the bound is the negative log-likelihood itself, so that more trajectories would say nothing new."""
+        return False
+
+    @property
     def can_skip(self) -> bool:
         """Whether the S-agent can go several steps in one action, for sampling in fewer steps."""
         return False

@@ -64,6 +64,10 @@ class Reveal(Family):
         """Whether the order is."""
         return isinstance(self.environment, ChosenOrderEnvironment)
 
+    @property
+    def bound_is_exact(self) -> bool:
+        return not self.learned
+
     @classmethod
     def check(cls, plan: Plan) -> None:
         check_least(plan.settings, reveal_modes=1, reveal_foresight=0)
