@@ -12,6 +12,7 @@ from fitting import train_goalgen
 from goalgen import evaluate
 
 CPU = {**LARGER.model, **LARGER.training, "batch_size": 32, "width": 48, "head_width": 96}
+BINARY = {"width": 32, "head_width": 64, "binarize": True}
 GPU = {"network": "unet", "patch": 2, "width": 48, "head_width": 32, "depth": 2, "batch_size": 256, "learning_rate": 1e-3,
        "ema": 0.999}  # fmt: skip
 
@@ -29,12 +30,11 @@ class Asked:
 
 REVEALS = {
     "mnist": {
-        "black and white, 10 groups": Asked(10, "nats", 83.5, {"binarize": True}),
-        "black and white, 25 groups": Asked(25, "nats", 81.0, {"binarize": True}),
-        "256 grey levels, 25 groups": Asked(25, "bits/dim", 0.97),
+        "black and white, 10 groups": Asked(10, "nats", 83.5, BINARY),
+        "black and white, 25 groups": Asked(25, "nats", 81.0, BINARY),
+        "256 grey levels, a chance for each, 25 groups": Asked(25, "bits/dim", 0.97, {"reveal_values": "levels"}),
     },
     "fashion_mnist": {"256 grey levels, 25 groups": Asked(25, "bits/dim", 2.92)},
-    "avatars": {"a chance for each level, 16 groups": Asked(16, "bits/dim", 0.2, {"reveal_values": "levels"})},
 }
 """On a CPU, by data set and name."""
 
