@@ -62,7 +62,9 @@ def of_preset(
         run, seed = folder / "run", job.get("seed", 0)
         model, splits, went = train_goalgen(run, options, seed, settings(job, options), preset(options))
         if pictures and seed == 0:
-            cli.main(["sample", str(run), "--out", str(run / "samples"), "--num", "100", "--grid", "--trajectory"])
+            cli.main(
+                ["sample", str(run), "--out", str(run / "samples"), "--num", "100", "--grid", "--trajectory", "--force"]
+            )
             PICTURES.mkdir(parents=True, exist_ok=True)
             for written, kept in zip(("grid", "trajectories", "guesses"), pictures, strict=False):
                 (PICTURES / f"{kept}.png").unlink(
@@ -101,7 +103,7 @@ class Shipped:
 ZOO = {
     "digits": Shipped("digits", 120.0, "demo/0", "digits", "digits"),
     "fashion_mnist": Shipped("fashion_mnist", 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
-    "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars"),
+    "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars", num_test=2000),
     "mnist_strokes": Shipped(
         "mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=STROKES, num_test=2000
     ),

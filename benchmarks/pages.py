@@ -64,6 +64,10 @@ SET = {"fashion_mnist": {"frechet_distance": 1.2, "precision": 0.8, "recall": 0.
 """What was set for twenty minutes of two cores: of precision and recall at least, of others at most."""
 
 
+def threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 def set_and_met(data: str, row: dict[str, Any]) -> str:
     """Whether a row meets what was set for its data."""
     if data not in SET:
@@ -88,7 +92,7 @@ def defaults(data: str, title: str) -> str:
     )
     guesses = f"\n![guesses](pictures/{data}-guesses.png)\n" if minded else ""
     return fill(
-        "defaults of data", first=first, film=film, guesses=guesses, steps=steps, stages=stages, title=title, data=data, minutes=first["seconds"] / 60,
+        "defaults of data", first=first, threads=threads(first["threads"]), film=film, guesses=guesses, steps=steps, stages=stages, title=title, data=data, minutes=first["seconds"] / 60,
         verdict=set_and_met(data, first), about=about(results, f"defaults --data {data}"),
     )  # fmt: skip
 
@@ -186,9 +190,8 @@ def reveals(data: str, title: str, results: dict[str, Any]) -> str:
             **row, "value": f"{value:.2f} nats" if asked.unit == "nats" else f"{value:.3f} bits/dim", "target": f"{asked.target:g}, {met}",
             "weights": row["parameters"]["generative"], "train": row["operations"]["train"] / 1e6,
         })  # fmt: skip
-    how = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
     return fill(
-        "likelihood of reveals", rows, title=title, first=rows[0], seconds=results["seconds"], how=how, published=PUBLISHED[data],
+        "likelihood of reveals", rows, title=title, first=rows[0], seconds=results["seconds"], how=threads(results["threads"]), published=PUBLISHED[data],
         remark=results.get("remark", "") and results["remark"] + " ", about=about(results, f"likelihood --data {data}"),
     )  # fmt: skip
 
