@@ -103,7 +103,7 @@ class Shipped:
 ZOO = {
     "digits": Shipped("digits", 120.0, "demo/0", "digits", "digits"),
     "fashion_mnist": Shipped("fashion_mnist", 1200.0, "defaults_fashion_mnist/all", "zalando-datasets/fashion_mnist"),
-    "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars", num_test=2000),
+    "avatars": Shipped("avatars", 1200.0, "defaults_avatars/all", "avatars"),
     "mnist_strokes": Shipped(
         "mnist", 1200.0, "strokes_mnist/improved-0", "ylecun/mnist", settings=STROKES, num_test=2000
     ),
