@@ -86,7 +86,7 @@ def defaults(data: str, title: str) -> str:
     first = results["rows"][0]
     steps = " ".join(f"{v:.2f}" for v in first["kl_per_step_nats"])
     stages = ", ".join(f"{name} {nats:.1f}" for name, nats in first.get("kl_by_stage", [])) or "one"
-    minded = (PICTURES / f"{data}-guesses.png").exists()
+    minded = "bound_is_exact" not in first  # an S-agent of reveals has no image in mind
     film = "Eight of them coming about, canvases" + (
         " and then what the S-agent had in mind, from the draft on:" if minded else ":"
     )
