@@ -14,7 +14,6 @@ from report import (
     APART,
     NAMES,
     PICTURED,
-    PICTURES,
     ROOT,
     Rows,
     about,
