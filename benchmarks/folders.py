@@ -78,7 +78,7 @@ def drawn(make: Callable[[random.Random], Image.Image], count: int) -> Callable[
 
 
 def cifar10(folder: Path) -> None:
-    """CIFAR-10's training images as loose files."""
+    """CIFAR-10's training images as loose files, without those that are kept for validation."""
     images = load_data(DataConfig(data=data_folder("cifar10"))).train.images
     for i, image in enumerate(images):
         to_pil(image).save(folder / f"{i:05d}.png")

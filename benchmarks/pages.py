@@ -28,7 +28,7 @@ from report import (
 
 FOLDER_TITLES = {
     "icons": "800 icons of our own drawing, 48x32, RGBA", "hills": "300 grey landscapes of our own drawing, 24x40",
-    "cifar10": "CIFAR-10's 50,000 training images as loose files, 32x32",
+    "cifar10": "48,000 of CIFAR-10's training images as loose files, 32x32",
 }  # fmt: skip
 PUBLISHED = {
     "mnist": "Published, binarised MNIST, nats: BFN 95.21 at 10 steps, 84.4 at 25, 81.06 at 50, 79.46 at 100; PixelCNN 81.3 at 784; full length: "
