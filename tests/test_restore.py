@@ -256,8 +256,9 @@ def test_known_pixels_are_kept_to_the_last_bit(name, kind, size, tmp_path, reque
             assert (after[~known][:, -1] == 255).all()
     spread = pixels(tmp_path / "out" / "photo.spread.png")
     assert not spread[known].any()
-    draws = [pixels(tmp_path / "out" / f"photo{end}")[~known].astype(int) for end in (".png", ".2.png")]
-    assert np.abs(draws[0] - draws[1]).max() > 0 or (~known).sum() < 4
+    # Two draws of a tiny model may agree to the grey level, more so at few pixels.
+    draws = [pixels(tmp_path / "out" / f"photo{end}")[~known].astype(int) for end in (".png", ".2.png", ".3.png")]
+    assert np.ptp(draws, axis=0).max() > 0 or (~known).sum() < 4
 
 
 def test_a_palette_of_greys_is_filled_in(grey_inpainter, tmp_path):
