@@ -67,11 +67,11 @@ def of_preset(
             )
             PICTURES.mkdir(parents=True, exist_ok=True)
             for written, kept in zip(("grid", "trajectories", "guesses"), pictures, strict=False):
-                (PICTURES / f"{kept}.png").unlink(
-                    missing_ok=True
-                )  # not all families have something in mind before the end
-                if (picture := run / "samples" / f"{written}.png").exists():
-                    shutil.copy(picture, PICTURES / f"{kept}.png")
+                shown, picture = PICTURES / f"{kept}.png", run / "samples" / f"{written}.png"
+                if picture.exists():
+                    shutil.copy(picture, shown)
+                else:  # not every family has images in mind before the end
+                    shown.unlink(missing_ok=True)
         return {**went, "threads": torch.get_num_threads(), **evaluate(model.to(options.device), splits, **how)}
 
     return measure

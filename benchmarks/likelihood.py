@@ -22,8 +22,8 @@ class Asked:
     """A bound that is asked for."""
 
     horizon: int
-    unit: str = "bits/dim"
-    target: float | None = None
+    unit: str
+    target: float
     """at most, in that unit"""
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from goalgen import config
 from goalgen.agents import Decision, GCAgent, SAgent, Seen
 from goalgen.families.reveal.environment import Order, RevealEnvironment
-from goalgen.families.reveal.policies import Copy, Counted, Levels, Logistics, Pixels, Places, ValuePolicy
+from goalgen.families.reveal.policies import Copy, Counted, Levels, Logistics, Pixels, Places, ValuePolicy, to_level
 from goalgen.likelihoods import full_precision
 from goalgen.networks import NetworkSpec, bounded, draw, make_torso
 from goalgen.policies import Policy
@@ -36,8 +36,8 @@ class RevealSettings(config.Settings):
     reveal_modes: int = 10
     """Logistics in a mixture."""
     reveal_foresight: float = 0.5
-    """How much values that come later count in what is learned at a step of a fixed order, as many of them as the group has, as long as
-    training is young; at its end nothing, and never in the bound. 0: no values but those of the group."""
+    """How much values that come later count in what is learned at a step of a fixed order, up to four for each of the group, when
+    training begins; at its end nothing, and never in the bound. 0: no values but those of the group."""
 
     def logistics(self, levels: int, channels: int) -> int:
         """In the mixture for a value of so many grey levels; 0: a chance for each level instead."""
@@ -135,8 +135,7 @@ class RevealSAgent(SAgent):
         """Known values as the network sees them, (B, numbers, height, width), 0 for the others."""
         if not self.named:
             return canvas * known
-        top = self.levels - 1
-        level = ((canvas + 1) / 2 * top).round().long().clamp(0, top)
+        level = to_level(canvas, self.levels)
         level = level + self.levels * torch.arange(level.shape[1], device=level.device).view(-1, 1, 1)
         names = F.embedding(level, self.names.flatten(0, 1))  # (B, C, height, width, NAME)
         return (names * known.unsqueeze(-1)).permute(0, 1, 4, 2, 3).flatten(1, 2)
@@ -160,8 +159,8 @@ class RevealSAgent(SAgent):
         log_scale = bounded(log_scale + 2) - 2
         if not self.joint:
             return Logistics(group, self.levels, logits, mean, log_scale)
-        lean = numbers[:, 3 * self.modes :].unflatten(1, (self.modes, -1)).transpose(2, 3)
         # (B, M, C, C, height, width)
+        lean = numbers[:, 3 * self.modes :].unflatten(1, (self.modes, -1)).transpose(2, 3)
         return Pixels(group, self.levels, logits.sum(2), mean, log_scale, lean.tanh())
 
 

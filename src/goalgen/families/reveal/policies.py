@@ -122,6 +122,12 @@ class Pixels(ValuePolicy):
         return Pixels(self.group, self.levels, weight, self.mean, log_scale, self.lean)
 
 
+def to_level(values: Tensor, levels: int) -> Tensor:
+    """Which of so many levels values in [-1, 1] have, int64."""
+    top = levels - 1
+    return ((values + 1) / 2 * top).round().long().clamp(0, top)
+
+
 class Levels(ValuePolicy):
     """Independent values of a group, each with a chance of its own for every grey level.
 
@@ -138,8 +144,7 @@ class Levels(ValuePolicy):
         return (cumulative <= noise[:, :1] * cumulative[:, -1:]).sum(1).clamp(max=top) / top * 2 - 1
 
     def log_prob_each(self, action: Tensor) -> Tensor:
-        top = self.log_probs.shape[1] - 1
-        level = ((action + 1) / 2 * top).round().long().clamp(0, top).unsqueeze(1)
+        level = to_level(action, self.log_probs.shape[1]).unsqueeze(1)
         return self.log_probs.gather(1, level)[:, 0]
 
     def tempered(self, temperature: float) -> Levels:
