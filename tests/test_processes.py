@@ -64,6 +64,7 @@ def dying(trainer):
 Trainer._step = dying
 for command in json.load(open(f"{folder}/commands.json")):
     status = cli.main(command)
+    sys.stdout.flush()  # so that the line is a write of its own, which those of the other process do not cut in two
     print("status", rank, PartialState().num_processes, command[0], status, flush=True)
 with open(f"{folder}/counts-{rank}.json", "w") as file:
     json.dump(counts, file)
