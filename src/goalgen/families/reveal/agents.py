@@ -102,16 +102,20 @@ class RevealSAgent(SAgent):
         if self.torso.top.patch == 0:
             return self.say(group, self.numbers(features, shape))
         counts = group.flatten(1).expand(len(features), -1)
-        head, said, image, value = self.head(), [], [], []
+        found = [
+            counts[:, at[:, 0]].nonzero(as_tuple=True) for at in self.places
+        ]  # by row of the head, images and positions
+        image, position = (torch.cat(part) for part in zip(*found, strict=True))
         by_position = features.transpose(1, 2)  # (B, positions, F)
-        for row, at in zip(self.rows, self.places, strict=True):
-            which, position = counts[:, at[:, 0]].nonzero(as_tuple=True)
-            chosen = by_position.flatten(0, 1).index_select(0, which * by_position.shape[1] + position)
-            numbers = F.linear(chosen, head[:, row].flatten(0, 1))  # (N, count times values a row)
+        # Chosen at once: every choice of its own would have a gradient as large as all features.
+        chosen = by_position.flatten(0, 1).index_select(0, image * by_position.shape[1] + position)
+        head, said, value = self.head(), [], []
+        parts = chosen.split([len(which) for which, _ in found])
+        for row, at, part, (_, here) in zip(self.rows, self.places, parts, found, strict=True):
+            numbers = F.linear(part, head[:, row].flatten(0, 1))  # (N, count times values a row)
             said.append(full_precision(numbers).unflatten(1, (-1, len(row))))
-            image.append(which)
-            value.append(at[position])
-        where = Places(len(features), shape, torch.cat(image), torch.cat(value))
+            value.append(at[here])
+        where = Places(len(features), shape, image, torch.cat(value))
         bias = self.bias.flatten(1).T.index_select(0, where.value.flatten()).unflatten(0, where.value.shape)
         together = (torch.cat(said) + bias.transpose(1, 2))[..., None, None]  # (N, count, values a row, 1, 1)
         every = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=features.device)
