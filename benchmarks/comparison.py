@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import Any
 
 from matplotlib.figure import Figure
-from report import NAMES, PICTURED, PICTURES, RESULTS, Rows, about, cell, fill, of, read, seeds, table
+from report import MUON, NAMES, PICTURED, PICTURES, RESULTS, Rows, about, cell, fill, of, read, seeds, table
 
 EVALUATIONS = ("1", "2", "4", "8", "16", "50")
 METRICS = {
@@ -71,7 +71,8 @@ Lines = dict[str, dict[str, Rows]]
 def sampler_name(contender: str, sampler: str, evaluations: str) -> str:
     """Whose numbers these are. What is not sampled as it was trained, every step at temperature 1, is another sampler."""
     method, *other = re.split(r", (?=temperature|correlation)", sampler)
-    name = contender if method == "goalgen" else method  # a peer is called as its sampler
+    muon = MUON if contender.endswith(MUON) else ""
+    name = contender if method == "goalgen" else method + muon  # a peer is called as its sampler
     how = [f"at {what}" for what in other]
     steps = re.search(r"H=(\d+)", name)
     how += ["of fewer steps"] if steps and steps[1] != evaluations else []
@@ -185,8 +186,8 @@ def same_quality(found: Lines) -> tuple[float, str]:
     return level, table(["", "evaluations", "Frechet distance", "sampled images/s"], body)
 
 
-SHOWN = {"goalgen-4": ("goalgen code, bridge H=4", "4 evaluations"), "flow-matching-4": ("flow matching (plain)", "4 evaluations"),
-         "flow-matching-50": ("flow matching (plain)", "50 evaluations")}  # fmt: skip
+SHOWN = {"goalgen-4": ("goalgen code, bridge H=4", "4 evaluations"), "flow-matching-4": (f"flow matching (plain){MUON}", "4 evaluations"),
+         "flow-matching-50": (f"flow matching (plain){MUON}", "50 evaluations")}  # fmt: skip
 """Ends of pictures' names, and whose first 64 samples of seed 0 they show (contest.py draws them)."""
 
 

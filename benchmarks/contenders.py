@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from report import APART, RESULTS
+from report import APART, MUON, RESULTS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -90,11 +90,13 @@ DIGITS = Setup(
     modes=32,
 )
 LARGER = Setup(
-    (1, 28, 28), 256, 1_500_000, {"network": "unet"}, {"batch_size": 64, "learning_rate": 4e-3, "ema": 0.999, "eval_every": 1000},
+    (1, 28, 28), 256, 1_500_000, {"network": "unet"}, 
+    {"batch_size": 64, "learning_rate": 4e-3, "ema": 0.999, "eval_every": 1000, "optimizer": "muon"},
     {"iw_images": 2, "iw_k": 2}, modes=512, head=2.0, operations=44_000_000, equal="operations",
 )  # fmt: skip
 """Convolutions, and what `goalgen train` does by itself. The peers have the same batch, rate and average of weights; of the rates 2e-3
-and 4e-3, tried for flow matching alone, this was the better for it, too."""
+and 4e-3, tried for flow matching alone, this was the better for it, too. They are trained with AdamW, as their users do, and with the
+same Muon as goalgen."""
 AVATARS = replace(LARGER, shape=(3, 16, 16), operations=71_000_000)
 PHOTOGRAPHS = replace(LARGER, shape=(3, 32, 32), operations=72_500_000)
 SETUPS = {"digits": DIGITS, "fashion_mnist": LARGER, "mnist": LARGER, "avatars": AVATARS, "cifar10": PHOTOGRAPHS}
@@ -152,6 +154,8 @@ class Contender:
     """what the family's settings are chosen for; empty: its defaults"""
     modes: bool = True
     """the policy over latents has several, where that is worth it"""
+    optimizer: str = "adamw"
+    """of a peer"""
 
     @property
     def correlations(self) -> tuple[float, ...]:
@@ -193,6 +197,7 @@ ON_DIGITS = {
 }
 ON_LARGER = {
     **PEERS,
+    **{name + MUON: replace(peer, optimizer="muon") for name, peer in PEERS.items()},
     **{f"goalgen code, bridge H={h}": Contender("code, bridge", h) for h in (4, 2, 8, 16, 50)},
     "goalgen latent H=1": Contender("latent", 1),
     "goalgen proposals H=4": Contender("proposals", 4),

@@ -19,7 +19,7 @@ import torch
 from contenders import Contender, Job, Options, Row, setup_of, weights_of
 from fitting import Stopped, splits_of, train_goalgen
 from quality import quality, sampling_speed
-from report import PICTURES
+from report import MUON, PICTURES
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
@@ -30,8 +30,8 @@ from goalgen.pictures import save_png, tile
 BLOCK = 256
 """Images drawn at once."""
 
-SHOWN = {("goalgen code, bridge H=4", "4", "goalgen"): "goalgen-4", ("flow matching (plain)", "4", "flow matching (plain), Euler"): "flow-matching-4",
-         ("flow matching (plain)", "50", "flow matching (plain), Euler"): "flow-matching-50"}  # fmt: skip
+SHOWN = {("goalgen code, bridge H=4", "4", "goalgen"): "goalgen-4", (f"flow matching (plain){MUON}", "4", "flow matching (plain), Euler"): "flow-matching-4",
+         (f"flow matching (plain){MUON}", "50", "flow matching (plain), Euler"): "flow-matching-50"}  # fmt: skip
 """Contender, evaluations and sampler of which the documents show 64 samples of seed 0, and the end of the picture's name."""
 
 
@@ -132,7 +132,9 @@ def enter_peer(contender: Contender, seed: int, options: Options, folder: Path, 
         went = json.loads(record.read_text())
         load_model(peer.eval(), weights)
     else:
-        training = configure(**setup.training, max_seconds=options.seconds).training
+        training = configure(
+            **setup.training | {"optimizer": contender.optimizer}, max_seconds=options.seconds
+        ).training
         fitted = peers.fit(peer, splits.train, training, seed, options.device)
         peer, went = fitted.peer, {"steps": fitted.steps, "seconds": fitted.seconds}
         save_model(peer, str(weights))

@@ -27,6 +27,7 @@ from goalgen.networks import ImageHead, Middle, NetworkSpec, make_torso, make_tr
 from goalgen.networks.base import matrices
 from goalgen.training.ema import EMA
 from goalgen.training.machine import choose_precision, seed_dropout
+from goalgen.training.muon import Muon, layers_of
 from goalgen.training.optimiser import rate
 
 TRAIN_STEPS = 1000
@@ -290,10 +291,10 @@ def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device
     decayed = matrices(peer)
     kept = {id(p) for p in decayed}
     plain = [p for p in peer.parameters() if id(p) not in kept]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=settings.learning_rate, betas=(0.9, 0.99), fused=True,
-    )  # fmt: skip
+    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    given = {"lr": settings.learning_rate, "betas": (0.9, 0.99), "fused": True}
+    muon = settings.optimizer == "muon"
+    optimizer = Muon(groups, layers_of(peer), **given) if muon else torch.optim.AdamW(groups, **given)
     ema = EMA(peer, settings.ema)  # type: ignore[arg-type]
     order = BatchOrder(len(train), settings.batch_size, seed)
     start, step = time.perf_counter(), 0

@@ -22,6 +22,9 @@ PICTURES = RESULTS / "pictures" if APART else ROOT / "docs" / "pictures"
 
 Rows = list[dict[str, Any]]
 
+MUON = ", Muon"
+"""Ends the name of a peer that is trained with the optimiser that goalgen has."""
+
 NAMES = {
     "digits": "Digits (8x8, 17 grey levels)", "mnist": "MNIST (28x28, 256 grey levels)",
     "fashion_mnist": "Fashion-MNIST (28x28, 256 grey levels)",

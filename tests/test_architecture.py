@@ -66,7 +66,7 @@ LAYERS: list[tuple[str, str]] = [
     (
         "training",
         "training training.batches training.checkpoints training.ema training.entry training.log training.loop training.machine "
-        "training.optimiser training.pace training.preparation training.surviving training.teller training.updates training.validation",
+        "training.muon training.optimiser training.pace training.preparation training.surviving training.teller training.updates training.validation",
     ),
     ("sample", "sampling"),
     ("intake", "intake"),

@@ -46,10 +46,10 @@ FREQUENT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("decisions", [4, 41, 100])
-def test_stopped_and_resumed_run_is_the_uninterrupted_run(tmp_path, monkeypatch, decisions):
-    whole = train(tiny_config(tmp_path / "whole", **FREQUENT))
-    config = tiny_config(tmp_path / "halves", **FREQUENT)
+@pytest.mark.parametrize(("decisions", "optimizer"), [(4, "adamw"), (41, "adamw"), (100, "adamw"), (41, "muon")])
+def test_stopped_and_resumed_run_is_the_uninterrupted_run(tmp_path, monkeypatch, decisions, optimizer):
+    whole = train(tiny_config(tmp_path / "whole", optimizer=optimizer, **FREQUENT))
+    config = tiny_config(tmp_path / "halves", optimizer=optimizer, **FREQUENT)
 
     monkeypatch.setattr(StoppingGCAgent, "decisions_left", decisions)
     first = train(config)

@@ -80,10 +80,12 @@ class TrainingConfig:
     episodes_per_goal: int | None = None
     """Episodes of every goal in a batch (the batch holds BATCH_SIZE / EPISODES_PER_GOAL goals); unset: 4 for the value
     agent, which learns from what differs between them, 1 for the others."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: AdamW, but that the weights of linear and convolutional layers move by orthogonal matrices."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW, unset: 3e-3; parameters of a GC-agent that learn faster or slower do so in proportion to it."""
+    """Peak learning rate, unset: 3e-3; parameters of a GC-agent that learn faster or slower do so in proportion to it."""
     weight_decay: float = 0.01
-    """AdamW weight decay, on the weights of linear and convolutional layers only."""
+    """Decoupled weight decay, on the weights of linear and convolutional layers only."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises to its peak."""
     decay: Literal["linear", "cosine", "none"] = "linear"

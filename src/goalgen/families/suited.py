@@ -37,15 +37,16 @@ def suited(shape: tuple[int, int, int], images: int, gpu: bool, colours: int = 2
         }
         why = "a latent in each of four steps, by an mlp"
     elif colours <= COLOURS:
-        settings |= {"environment": "reveal", "network": "unet", "learning_rate": 4e-3, "batch_size": 32}
-        settings |= {"horizon": 16, "reveal_values": "levels"}
+        settings |= {"environment": "reveal", "network": "unet", "batch_size": 32}
+        settings |= {"optimizer": "muon", "learning_rate": 4e-3, "horizon": 16, "reveal_values": "levels"}
         why = (
             f"of few colours ({colours} an image): sixteen groups of pixels are revealed, each value one of the levels"
         )
         if gpu:
             settings |= {"width": 64, "depth": 2, "batch_size": 128}
     else:
-        settings |= {"environment": "code:1+bridge:3", "gc_agent": "fixed", "network": "unet", "learning_rate": 4e-3}
+        settings |= {"environment": "code:1+bridge:3", "gc_agent": "fixed", "network": "unet"}
+        settings |= {"optimizer": "muon", "learning_rate": 4e-3}
         settings |= {"code_size": 32 * channels, "code_modes": max(1, min(512, images // 50))}
         settings |= {"discount": 2.0, "log_snr": (-1.0, 4.0)}
         why = "a code lays them out, a bridge works them out from it, in four evaluations of a U-Net"

@@ -40,8 +40,8 @@ class Progress:
     """What the steps since the last record of the log measured, for the next record to be whole."""
 
 
-STATE = {"step", "exp_avg", "exp_avg_sq"}
-"""What AdamW keeps of a parameter."""
+STATE = {False: {"step", "exp_avg", "exp_avg_sq"}, True: {"step", "momentum"}}
+"""What AdamW keeps of a parameter, and Muon of one that it makes orthogonal."""
 
 
 def read_progress(values: dict[str, Any], step: int) -> Progress:
@@ -84,7 +84,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
     Raises:
         KeyError, ValueError: it is that of another model.
     """
-    place = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    groups = [(p, group.get("orthogonal", False)) for group in optimizer.param_groups for p in group["params"]]
+    place = {id(p): i for i, (p, _) in enumerate(groups)}
     parameters = dict(model.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -92,8 +93,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         if not value.is_floating_point() or value.shape != (() if entry == "step" else parameters[name].shape):
             raise ValueError(f"{key} of the optimiser is {value.dtype} of shape {tuple(value.shape)}")
         state.setdefault(place[id(parameters[name])], {})[entry] = value
-    if lacking := [own for own in state.values() if own.keys() != STATE]:
-        raise ValueError(f"the optimiser has {sorted(lacking[0])} of a parameter, not {sorted(STATE)}")
+    for i, own in state.items():
+        if own.keys() != (due := STATE[groups[i][1]]):
+            raise ValueError(f"the optimiser has {sorted(own)} of a parameter, not {sorted(due)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,20 @@ from torch import Tensor, nn
 from goalgen.bound import Bound
 from goalgen.config import TrainingConfig
 from goalgen.family import Family
+from goalgen.training.muon import Muon, layers_of
 
 
 def make_optimizer(family: Family, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with the family's groups of parameters. A group's ``peak`` is its learning rate at the top of the schedule."""
+    """AdamW or Muon with the family's groups of parameters. A group's ``peak`` is its learning rate at the top of the schedule."""
     # One pass over weights and moments instead of a dozen: a tenth of a training step on a CPU.
     fused = all(p.device.type in ("cpu", "cuda") for p in family.parameters())
     rate = config.plain().learning_rate or 0.0
     groups = family.parameter_groups(rate, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=fused)
+    given: dict[str, Any] = {"lr": rate, "betas": (0.9, 0.99), "fused": fused}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **given)
+    own = {id(p) for p in family.rates()}
+    return Muon(groups, [p for p in layers_of(family) if id(p) not in own], **given)
 
 
 def rate(config: TrainingConfig, step: int, done: float) -> float:
