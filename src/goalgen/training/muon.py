@@ -1,7 +1,7 @@
 """Muon: the weights of layers move by orthogonal matrices (Jordan et al. 2024), everything else as AdamW moves it.
 
-torch.optim.Muon (of torch 2.9 and later) does the same for what is a matrix already, and one after the other; a small U-Net on
-a CPU waits for its dozens of kernels. Here all of one shape are made orthogonal at once.
+torch.optim.Muon (of torch 2.9 and later) takes nothing but matrices, where convolutions have kernels, and shares no state with
+AdamW, where a run has one file of it. Here both are one optimiser, and all matrices of one shape are made orthogonal at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def layers_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Near to U V^T of every matrix U S V^T, (..., rows, columns); in bfloat16 where a GPU computes, which suffices."""
+    """Near to U V^T of every matrix U S V^T, (matrices, rows, columns); in bfloat16 where a GPU computes, which suffices."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
@@ -37,7 +37,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     a, b, c = QUINTIC
     for _ in range(ROUNDS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
