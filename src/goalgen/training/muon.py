@@ -42,7 +42,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for groups with "orthogonal": their momentum, looked ahead (Nesterov), is made orthogonal.
+    """AdamW, but for groups with "orthogonal": their momentum, looked ahead (Nesterov), is made orthogonal. (Equation 35)
 
     Args:
         groups: of parameters, as AdamW takes them.
