@@ -12,7 +12,7 @@ from fitting import train_goalgen
 from goalgen import evaluate
 
 CPU = {**LARGER.model, **LARGER.training, "batch_size": 32, "width": 48, "head_width": 96}
-BINARY = {"width": 32, "head_width": 64, "binarize": True}
+BINARY = {"binarize": True}
 GPU = {"network": "unet", "patch": 2, "width": 48, "head_width": 32, "depth": 2, "batch_size": 256, "learning_rate": 1e-3,
        "ema": 0.999}  # fmt: skip
 
