@@ -21,7 +21,8 @@ from goalgen.sampling import BLOCK
 from goalgen.task import Task
 
 ABLATED: dict[str, Row] = {
-    "as chosen": {},
+    "as chosen": {"optimizer": "muon"},
+    "AdamW": {},
     "two evaluations: a draft and one canvas": {"environment": "code:1+bridge:1"},
     "bridge alone": {"environment": "bridge", "horizon": 4, "code_size": None, "code_modes": None},
     "a drawn draft in place of memory": {"environment": "latent:1+bridge:3", "latent_size": 32, "latent_modes": 512, "code_size": None, "code_modes": None},
@@ -35,12 +36,12 @@ ABLATED: dict[str, Row] = {
     "2048 modes": {"code_modes": 2048},
     "two codes of 16 numbers, one after the other": {"environment": "code:2+bridge:3", "code_size": 16},
 }  # fmt: skip
-"""What `goalgen train` chooses for large images, less or more of one thing."""
+"""What `goalgen train` chooses for large images; then that with AdamW in place of Muon, and of this less or more of one thing."""
 
 
 def ablation(job: Job, options: Options, folder: Path) -> Row:
     """One variant: samples of it, and samples from the GC-agent's codes of held-out images, which no prior has drawn."""
-    settings = contenders.sized(Contender("code, bridge", 4), options) | ABLATED[job["variant"]]
+    settings = contenders.sized(Contender("code, bridge", 4), options) | {"optimizer": "adamw"} | ABLATED[job["variant"]]
     settings = {name: value for name, value in settings.items() if value is not None}
     model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
     count, test = len(splits.test), splits.test
