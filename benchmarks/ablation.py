@@ -41,7 +41,9 @@ ABLATED: dict[str, Row] = {
 
 def ablation(job: Job, options: Options, folder: Path) -> Row:
     """One variant: samples of it, and samples from the GC-agent's codes of held-out images, which no prior has drawn."""
-    settings = contenders.sized(Contender("code, bridge", 4), options) | {"optimizer": "adamw"} | ABLATED[job["variant"]]
+    settings = (
+        contenders.sized(Contender("code, bridge", 4), options) | {"optimizer": "adamw"} | ABLATED[job["variant"]]
+    )
     settings = {name: value for name, value in settings.items() if value is not None}
     model, splits, went = train_goalgen(folder / "run", options, job["seed"], settings)
     count, test = len(splits.test), splits.test

@@ -33,6 +33,7 @@ def test_what_suits_images_makes_a_model_of_them(shape, gpu):
 def test_the_rule_goes_by_size_channels_number_and_device():
     small, large = (suited(shape, 60_000, False)[0] for shape in ((1, 8, 8), (3, 32, 32)))
     assert (small["network"], large["network"]) == ("mlp", "unet")
+    assert (small.get("optimizer"), large["optimizer"]) == (None, "muon")
     assert large["code_size"] == 3 * suited((1, 32, 32), 60_000, False)[0]["code_size"]
     few = suited((3, 32, 32), 800, False)[0]
     assert few["dropout"] > 0
@@ -53,6 +54,7 @@ def test_images_of_few_colours_are_revealed(gpu):
     assert "of few colours (12 an image)" in lines[0]
     family = make(config, images.shape, 256)
     assert (family.name, family.horizon, config.family.reveal_values) == ("reveal", 48, "levels")
+    assert config.training.optimizer == "muon"
     assert count_colours(splits((3, 32, 32))) > 24
     assert suited((1, 8, 8), 40, gpu, 2)[0]["environment"] == "latent"
 
@@ -68,8 +70,11 @@ def test_nothing_is_chosen_where_something_was_said(said):
 
 def test_what_the_user_said_stands():
     config, lines = choose(
-        configure(width=24, batch_size=8, learning_rate=0.01, max_steps=3), splits((1, 28, 28)), False
+        configure(width=24, batch_size=8, learning_rate=0.01, max_steps=3, optimizer="adamw"),
+        splits((1, 28, 28)),
+        False,
     )
+    assert config.training.optimizer == "adamw"
     assert (config.model.width, config.training.batch_size, config.training.learning_rate) == (24, 8, 0.01)
     assert config.training.max_steps == 3
     assert "--batch-size" not in lines[1]

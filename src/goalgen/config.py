@@ -80,8 +80,8 @@ class TrainingConfig:
     episodes_per_goal: int | None = None
     """Episodes of every goal in a batch (the batch holds BATCH_SIZE / EPISODES_PER_GOAL goals); unset: 4 for the value
     agent, which learns from what differs between them, 1 for the others."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: AdamW, but that the weights of linear and convolutional layers move by orthogonal matrices."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """muon: as AdamW, but that the weights of linear and convolutional layers move by orthogonal matrices; unset: adamw."""
     learning_rate: float | None = None
     """Peak learning rate, unset: 3e-3; parameters of a GC-agent that learn faster or slower do so in proportion to it."""
     weight_decay: float = 0.01
@@ -133,9 +133,9 @@ class TrainingConfig:
     """Say nothing while training: no bar, and no line every half minute."""
 
     def plain(self) -> TrainingConfig:
-        """The same with numbers for what is unset."""
-        numbers: dict[str, Any] = {"batch_size": 32, "learning_rate": 3e-3, "ema": 0.998}
-        return replace(self, **{name: value for name, value in numbers.items() if getattr(self, name) is None})
+        """The same with values for what is unset."""
+        values: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 3e-3, "ema": 0.998}
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def make_optimizer(family: Family, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW or Muon with the family's groups of parameters. A group's ``peak`` is its learning rate at the top of the schedule."""
     # One pass over weights and moments instead of a dozen: a tenth of a training step on a CPU.
     fused = all(p.device.type in ("cpu", "cuda") for p in family.parameters())
-    rate = config.plain().learning_rate or 0.0
+    config = config.plain()
+    rate = config.learning_rate or 0.0
     groups = family.parameter_groups(rate, config.weight_decay)
     given: dict[str, Any] = {"lr": rate, "betas": (0.9, 0.99), "fused": fused}
     if config.optimizer == "adamw":
