@@ -19,8 +19,6 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 SIZE = 0.2
 """Root mean square of an update, over the learning rate: about that of AdamW's, so that one rate serves both (Liu et al. 2025)."""
 
-State = dict[str, Tensor]
-
 
 def layers_of(module: nn.Module) -> list[nn.Parameter]:
     """Weights of linear and convolutional layers: matrices, where every kernel counts as columns."""

@@ -102,9 +102,7 @@ class RevealSAgent(SAgent):
         if self.torso.top.patch == 0:
             return self.say(group, self.numbers(features, shape))
         counts = group.flatten(1).expand(len(features), -1)
-        found = [
-            counts[:, at[:, 0]].nonzero(as_tuple=True) for at in self.places
-        ]  # by row of the head, images and positions
+        found = [counts[:, at[:, 0]].nonzero(as_tuple=True) for at in self.places]  # by row of the head
         image, position = (torch.cat(part) for part in zip(*found, strict=True))
         by_position = features.transpose(1, 2)  # (B, positions, F)
         # Chosen at once: every choice of its own would have a gradient as large as all features.
