@@ -266,14 +266,20 @@ def test_any_number_of_groups_reveals_every_value_once(order, height, width):
             assert environment.sizes.sum() == channels * height * width
             seen = sum(environment.group(torch.tensor([h])).int() for h in range(environment.horizon))
             assert (seen == 1).all()
-        assert group_ends(order, height * width, groups)[-1] == height * width
+        for first in (0.0, 0.1, 1.0):
+            ends = group_ends(order, height * width, groups, first)
+            assert len(ends) == groups
+            assert sorted(set(ends)) == ends
+            assert ends[-1] == height * width
     with pytest.raises(GoalgenError, match=f"--horizon must be 1 to {height * width}"):
         group_ends(order, height * width, height * width + 1)
 
 
 def test_spread_groups_grow_and_leave_no_gap():
-    sizes = RevealEnvironment((1, 28, 28), 12).sizes
-    assert (sizes.diff()[3:] > 0).all()
+    for first in (0.0, 1 / 64):
+        ends = RevealEnvironment((1, 28, 28), 12, first=first).ends
+        assert ends[0] == round(max(784 * first, 784 ** (1 / 12)))
+        assert (ends.diff()[3:].diff() > 0).all()
     first = position_order("spread", 28, 28)[:49]
     places = torch.stack([first // 28, first % 28], 1).double()
     everywhere = torch.cartesian_prod(torch.arange(28.0), torch.arange(28.0)).double()
@@ -341,3 +347,20 @@ def test_it_learns_the_digits(tmp_path, capsys):
     numbers = evaluate(model, num_test=20, iw_images=4, features="pixel-pca", quiet=True)
     assert numbers["bound_is_exact"]
     assert numbers["iw_bound_nats"] == numbers["nll_bound_nats_on_iw_images"]
+
+
+def test_weights_of_other_groups_are_refused():
+    def model(first):
+        return make(configure(environment="reveal", horizon=4, width=8, depth=1, reveal_first=first), (1, 8, 8), 17)
+
+    saved = model(0.1).state_dict()
+    model(0.1).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="of other groups"):
+        model(0.5).load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="ends"):  # written before groups were saved
+        model(0.1).load_state_dict({name: value for name, value in saved.items() if not name.endswith("ends")})
+
+
+def test_a_share_of_the_first_group_beyond_all_pixels_is_refused():
+    with pytest.raises(GoalgenError, match="--reveal-first is a share"):
+        make(configure(environment="reveal", horizon=4, reveal_first=1.5), (1, 8, 8), 17)

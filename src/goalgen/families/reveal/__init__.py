@@ -15,6 +15,7 @@ from torch import Tensor
 from goalgen.agents import Decision, GCAgent
 from goalgen.bound import Bound
 from goalgen.environment import Environment
+from goalgen.errors import GoalgenError
 from goalgen.families.reveal.agents import CopyGCAgent, RevealSAgent, RevealSettings
 from goalgen.families.reveal.environment import ChosenOrderEnvironment, RevealEnvironment, Shown
 from goalgen.families.reveal.orders import OrderingGCAgent, OrderingSAgent, learn_order, report_order
@@ -49,7 +50,7 @@ class Reveal(Family):
         follow = settings.reveal_channels == "follow"
         learned = settings.reveal_order == "learned"
         world = ChosenOrderEnvironment if learned else RevealEnvironment
-        environment: Any = world(plan.shape, plan.horizon, settings.reveal_order, follow)
+        environment: Any = world(plan.shape, plan.horizon, settings.reveal_order, follow, settings.reveal_first)
         kind = OrderingSAgent if learned else RevealSAgent
         s_agent = kind(plan.network, settings, plan.levels, environment)
         likelihood = Shown(plan.levels, environment)
@@ -71,6 +72,8 @@ class Reveal(Family):
     @classmethod
     def check(cls, plan: Plan) -> None:
         check_least(plan.settings, reveal_modes=1, reveal_foresight=0)
+        if not 0 <= plan.settings.reveal_first <= 1:
+            raise GoalgenError(f"--reveal-first is a share of the pixels, 0 to 1, not {plan.settings.reveal_first}")
 
     def draw(self, batch: int, streams: Streams) -> Draws:
         """The step (1, batch) in 0..H-1 that each example visits, evenly spread over the batch; and what a learned order is drawn by."""

@@ -27,6 +27,9 @@ class RevealSettings(config.Settings):
     reveal_order: Order = "spread"
     """spread: evenly over the image, from a few pixels to many; raster: row by row; random: a fixed random order; learned: the
     GC-agent chooses which of the groups of "spread" comes next, and the S-agent learns to."""
+    reveal_first: float = 1 / 64
+    """Share of the pixels in the first group, unless in raster order: so far from each other they say little of each other. Every
+    other group makes what is revealed more by the same factor. 0: the first group, too, comes to no more than this factor."""
     reveal_channels: Literal["follow", "together"] = "follow"
     """follow: the channels of a group one after the other, a step each, so that each sees those before; together: all in one step;
     of logistics, those of a pixel then have their mode in common, and their means follow the channels before."""

@@ -30,17 +30,21 @@ def position_order(order: Order, height: int, width: int) -> Tensor:
     return rank[:height, :width].flatten().argsort()
 
 
-def group_ends(order: Order, count: int, groups: int) -> list[int]:
-    """How many of ``count`` positions are revealed after each group; groups grow geometrically unless in raster order.
+def group_ends(order: Order, count: int, groups: int, first: float = 0.0) -> list[int]:
+    """How many of ``count`` positions are revealed after each group: a share ``first`` of them, then by every other the same factor
+    more, to which the first group comes at least; in raster order as many in all groups.
 
     Raises:
         GoalgenError: there are not so many positions.
     """
     if not 1 <= groups <= count:
         raise GoalgenError(f"--horizon must be 1 to {count}, the number of pixels, not {groups}")
-    ends: list[int] = []
+    begin, ends = max(first * count, count ** (1 / groups)), list[int]()
     for h in range(1, groups + 1):
-        wanted = count * h / groups if order == "raster" else count ** (h / groups)
+        if order == "raster" or h == groups:
+            wanted = count * h / groups
+        else:
+            wanted = begin * (count / begin) ** ((h - 1) / (groups - 1))
         least = ends[-1] + 1 if ends else 1
         ends.append(min(max(round(wanted), least), count - (groups - h)))
     return ends
@@ -70,19 +74,25 @@ class RevealEnvironment(Environment):
         shape: (C, height, width) of a canvas.
         groups: of positions.
         follow: the channels of a group are revealed one after the other.
+        first: share of positions in the first group, see :func:`group_ends`.
     """
 
     action_space: Values
 
-    def __init__(self, shape: tuple[int, int, int], groups: int, order: Order = "spread", follow: bool = True) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], groups: int, order: Order = "spread", follow: bool = True, first: float = 0.0
+    ) -> None:
         super().__init__()
         channels, height, width = shape
         positions = position_order(order, height, width)
         group = torch.empty(height * width, dtype=torch.int64)  # in which each position is revealed
         begin = 0
-        for h, end in enumerate(group_ends(order, height * width, groups)):
+        ends = group_ends(order, height * width, groups, first)
+        for h, end in enumerate(ends):
             group[positions[begin:end]] = h
             begin = end
+        self.register_buffer("ends", torch.tensor(ends))  # saved, so that weights of other groups are refused
+        self.ends: Tensor
         self.horizon = groups * channels if follow else groups
         self.groups, self.follow = groups, follow
         self.register_buffer("of_position", group.view(height, width), persistent=False)  # the group of each
@@ -93,6 +103,14 @@ class RevealEnvironment(Environment):
         self.shape, self.state_shape, self.action_space = shape, (3 * channels, height, width), Values(shape)
         self.register_buffer("step", step.reshape(shape), persistent=False)  # of every value
         self.step: Tensor
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *given: Any) -> None:
+        saved = state_dict.get(f"{prefix}ends", self.ends)
+        if saved.shape != self.ends.shape or (
+            not self.ends.is_meta and not torch.equal(saved.to(self.ends), self.ends)
+        ):
+            given[-1].append(f"{prefix}ends: the weights are of other groups of pixels")
+        super()._load_from_state_dict(state_dict, prefix, *given)
 
     @property
     def canvas_shape(self) -> tuple[int, ...]:
@@ -170,8 +188,15 @@ class ChosenOrderEnvironment(RevealEnvironment):
 
     action_space: GroupAndValues  # type: ignore[assignment]
 
-    def __init__(self, shape: tuple[int, int, int], groups: int, order: Order = "learned", follow: bool = True) -> None:
-        super().__init__(shape, groups, order, follow)
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        groups: int,
+        order: Order = "learned",
+        follow: bool = True,
+        first: float = 0.0,
+    ) -> None:
+        super().__init__(shape, groups, order, follow, first)
         self.action_space = GroupAndValues(groups, shape)
         member = self.of_position.flatten()[:, None] == torch.arange(groups)
         self.register_buffer("member", member, persistent=False)  # (positions, G): whether a position is in a group
