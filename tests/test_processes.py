@@ -73,7 +73,7 @@ sys.exit(status)
 
 SETTINGS: dict[str, Any] = {
     "gc_agent": "greedy", "decay": "none", "augment": True, "device": "cpu", "checkpoint_every": 5, "start": "noise",
-    "eval_every": 5,
+    "eval_every": 5, "optimizer": "muon",
 }  # fmt: skip
 SAMPLE = ["--num", "150", "--grid", "--trajectory"]
 EVALUATE = ["--features", "pixel-pca", "--num-test", "140", "--iw-images", "70", "--iw-k", "2"]
