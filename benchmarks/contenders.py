@@ -90,7 +90,7 @@ DIGITS = Setup(
     modes=32,
 )
 LARGER = Setup(
-    (1, 28, 28), 256, 1_500_000, {"network": "unet"}, 
+    (1, 28, 28), 256, 1_500_000, {"network": "unet"},
     {"batch_size": 64, "learning_rate": 4e-3, "ema": 0.999, "eval_every": 1000, "optimizer": "muon"},
     {"iw_images": 2, "iw_k": 2}, modes=512, head=2.0, operations=44_000_000, equal="operations",
 )  # fmt: skip
