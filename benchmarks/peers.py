@@ -24,10 +24,10 @@ from goalgen.config import TrainingConfig
 from goalgen.data import BatchOrder, ImageSet, from_unit, to_unit
 from goalgen.likelihoods import PixelLikelihood
 from goalgen.networks import ImageHead, Middle, NetworkSpec, make_torso, make_trunk
-from goalgen.networks.base import matrices
+from goalgen.networks.base import layer_weights, matrices
 from goalgen.training.ema import EMA
 from goalgen.training.machine import choose_precision, seed_dropout
-from goalgen.training.muon import Muon, layers_of
+from goalgen.training.muon import Muon
 from goalgen.training.optimiser import rate
 
 TRAIN_STEPS = 1000
@@ -294,7 +294,7 @@ def fit(peer: Peer, train: ImageSet, settings: TrainingConfig, seed: int, device
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     given = {"lr": settings.learning_rate, "betas": (0.9, 0.99), "fused": True}
     muon = settings.optimizer == "muon"
-    optimizer = Muon(groups, layers_of(peer), **given) if muon else torch.optim.AdamW(groups, **given)
+    optimizer = Muon(groups, layer_weights(peer), **given) if muon else torch.optim.AdamW(groups, **given)
     ema = EMA(peer, settings.ema)  # type: ignore[arg-type]
     order = BatchOrder(len(train), settings.batch_size, seed)
     start, step = time.perf_counter(), 0

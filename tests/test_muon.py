@@ -12,9 +12,10 @@ from torch import nn
 from goalgen.config import TrainingConfig
 from goalgen.errors import GoalgenError
 from goalgen.families import make
+from goalgen.networks import layer_weights
 from goalgen.settings import complete, configure
 from goalgen.training.checkpoints import Progress, load_checkpoint, save_checkpoint
-from goalgen.training.muon import Muon, layers_of, orthogonal
+from goalgen.training.muon import Muon, orthogonal
 from goalgen.training.optimiser import make_optimizer
 
 
@@ -66,7 +67,7 @@ def test_matrices_move_as_with_torchs_own():
 
 def test_what_is_no_weight_of_a_layer_moves_as_with_adamw(family):
     twin = copy.deepcopy(family)
-    layers = {name for name, p in family.named_parameters() if any(p is layer for layer in layers_of(family))}
+    layers = {name for name, p in family.named_parameters() if any(p is layer for layer in family.layers())}
     moved = []
     for agents, kind in ((family, "muon"), (twin, "adamw")):
         optimizer = make_optimizer(agents, TrainingConfig(optimizer=kind, learning_rate=0.01))
@@ -91,11 +92,12 @@ def test_a_layer_without_a_gradient_stays_where_it_is():
 
 def test_a_learning_rate_of_its_own_is_adamws(monkeypatch):
     family = tiny_agents("value")
-    own = layers_of(family)[:1]
+    layers = family.layers()
+    own = layers[:1]
     monkeypatch.setattr(family, "rates", lambda: {own[0]: 0.5})
     groups = make_optimizer(family, TrainingConfig(optimizer="muon")).param_groups
     orthogonal_ones = [p for group in groups if group["orthogonal"] for p in group["params"]]
-    assert {id(p) for p in orthogonal_ones} == {id(p) for p in layers_of(family)} - {id(own[0])}
+    assert {id(p) for p in orthogonal_ones} == {id(p) for p in layers} - {id(own[0])}
 
 
 def test_a_checkpoint_of_the_other_optimiser_is_refused(family, tmp_path):
@@ -106,3 +108,11 @@ def test_a_checkpoint_of_the_other_optimiser_is_refused(family, tmp_path):
     load_checkpoint(path, family, copy.deepcopy(family), make_optimizer(family, TrainingConfig(optimizer="muon")))
     with pytest.raises(GoalgenError, match=r"does not fit this model.*momentum"):
         load_checkpoint(path, family, copy.deepcopy(family), make_optimizer(family, TrainingConfig()))
+
+
+def test_a_policy_over_codes_is_adamws_and_what_reads_and_draws_them_is_not(family):
+    names = {id(p): name for name, p in family.named_parameters()}
+    moved = {names[id(p)] for p in family.layers()}
+    weights = {names[id(p)] for p in layer_weights(family)}
+    assert weights - moved == {f"stages.0.s_agent.{layer}.weight" for layer in ("enter", "inner", "outer")}
+    assert {name.split(".")[2] for name in moved} >= {"gc_agent", "s_agent"}

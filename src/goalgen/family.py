@@ -24,7 +24,7 @@ from goalgen.environment import Environment
 from goalgen.errors import GoalgenError
 from goalgen.learning import Clock, Learned
 from goalgen.likelihoods import Likelihood
-from goalgen.networks import NetworkSpec, matrices
+from goalgen.networks import NetworkSpec, layer_weights, matrices
 from goalgen.policies import Policy
 from goalgen.rollout import Samples, Trajectory, draw_noise, even_path, rollout
 from goalgen.task import Task
@@ -226,6 +226,10 @@ class Family(Agents, ABC):
     def rates(self) -> dict[nn.Parameter, float]:
         """Parameters that learn at a rate of their own, see :meth:`goalgen.agents.GCAgent.rates`."""
         return self.gc_agent.rates()
+
+    def layers(self) -> list[nn.Parameter]:
+        """What Muon may move as matrices: weights of linear and convolutional layers. Those with :meth:`rates` of their own it won't."""
+        return [weight for weight in layer_weights(self) if weight.requires_grad]
 
     def after_step(self, after: AfterStep) -> dict[str, int]:
         """Whatever is to happen once the weights have moved. Returns counts for the log, which adds them up."""

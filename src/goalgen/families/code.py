@@ -205,6 +205,11 @@ class Code(Family):
     def learn(self, task: Task, draws: Draws, clock: Clock) -> Learned:
         return learn_pathwise(self, task, draws["noise"], self.kl_weight(clock))
 
+    def layers(self) -> list[nn.Parameter]:
+        """Those of the GC-agent: a policy that only tells where in a mixture codes lie follows them better as AdamW moves it."""
+        own = {id(parameter) for parameter in self.s_agent.parameters()}
+        return [weight for weight in super().layers() if id(weight) not in own]
+
     def kl_weight(self, clock: Clock) -> float:
         steps = self.settings.code_warmup_steps
         share = clock.done if steps is None else min(1.0, (clock.step + 1) / max(steps, 1))

@@ -11,6 +11,7 @@ from goalgen.networks.base import (
     Trunk,
     bounded,
     draw,
+    layer_weights,
     matrices,
 )
 from goalgen.networks.mlp import MLPOpening, MLPTop, MLPTrunk
@@ -76,6 +77,7 @@ __all__ = [
     "bounded",
     "default_patch",
     "draw",
+    "layer_weights",
     "make_torso",
     "make_trunk",
     "matrices",

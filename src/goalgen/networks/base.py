@@ -149,11 +149,17 @@ class ImageHead(nn.Module):
         return full_precision(torso.assemble(draw(features, self.weight), self.shape)) + self.bias[h]
 
 
-def matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Weights of linear and convolutional layers, those of :class:`ImageHead` and its like included (``matrices``)."""
+def layer_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear and convolutional layers."""
     layers = [part for part in module.modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
-    found = [layer.get_parameter("weight") for layer in layers]
-    return found + [part.get_parameter(name) for part in module.modules() for name in getattr(part, "matrices", ())]
+    return [layer.get_parameter("weight") for layer in layers]
+
+
+def matrices(module: nn.Module) -> list[nn.Parameter]:
+    """:func:`layer_weights`, and those of :class:`ImageHead` and its like (``matrices``)."""
+    return layer_weights(module) + [
+        part.get_parameter(name) for part in module.modules() for name in getattr(part, "matrices", ())
+    ]
 
 
 class Recall(nn.Module):

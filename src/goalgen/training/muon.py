@@ -20,12 +20,6 @@ SIZE = 0.2
 """Root mean square of an update, over the learning rate: about that of AdamW's, so that one rate serves both (Liu et al. 2025)."""
 
 
-def layers_of(module: nn.Module) -> list[nn.Parameter]:
-    """Weights of linear and convolutional layers: matrices, where every kernel counts as columns."""
-    weights = (m.weight for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d))
-    return [weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad]
-
-
 def orthogonal(matrices: Tensor) -> Tensor:
     """Near to U V^T of every matrix U S V^T, (matrices, rows, columns); in bfloat16 where a GPU computes, which suffices."""
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -44,7 +38,7 @@ class Muon(torch.optim.AdamW):
 
     Args:
         groups: of parameters, as AdamW takes them.
-        layers: parameters that are moved so; see :func:`layers_of`. Those that have a learning rate of their own are not.
+        layers: parameters that are moved so, see :meth:`goalgen.family.Family.layers`: matrices, where every kernel counts as columns.
         given: of AdamW.
     """
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from goalgen.bound import Bound
 from goalgen.config import TrainingConfig
 from goalgen.family import Family
-from goalgen.training.muon import Muon, layers_of
+from goalgen.training.muon import Muon
 
 
 def make_optimizer(family: Family, config: TrainingConfig) -> torch.optim.AdamW:
@@ -24,8 +24,8 @@ def make_optimizer(family: Family, config: TrainingConfig) -> torch.optim.AdamW:
     given: dict[str, Any] = {"lr": rate, "betas": (0.9, 0.99), "fused": fused}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, **given)
-    own = {id(p) for p in family.rates()}
-    return Muon(groups, [p for p in layers_of(family) if id(p) not in own], **given)
+    own = family.rates()
+    return Muon(groups, [weight for weight in family.layers() if weight not in own], **given)
 
 
 def rate(config: TrainingConfig, step: int, done: float) -> float:

@@ -221,6 +221,9 @@ class Stages(Family):
     def rates(self) -> dict[nn.Parameter, float]:
         return {parameter: rate for stage in self.parts for parameter, rate in stage.rates().items()}
 
+    def layers(self) -> list[nn.Parameter]:
+        return [weight for stage in self.parts for weight in stage.layers()]
+
     def after_step(self, after: AfterStep) -> dict[str, int]:
         averaged = after.averaged
         counts: dict[str, int] = {}
