@@ -13,7 +13,7 @@ import goalgen
 from goalgen.families import make
 from goalgen.families.code import MODE_RATE, REHEARSED, Code, revive
 from goalgen.learning import Clock
-from goalgen.policies import Gaussian, Mixture
+from goalgen.policies import NEAREST, Gaussian, Mixture
 from goalgen.settings import configure
 from goalgen.task import Task
 from goalgen.training import train
@@ -127,6 +127,28 @@ def test_costs_of_narrow_modes_far_away_are_exact(modes):
     exact = (mean.double().unsqueeze(-2) - places.double()).square() + variance.double().unsqueeze(-2)
     expected = 0.5 * (exact / std.double().square()).sum(-1) + std.double().log().sum(-1)
     torch.testing.assert_close(p.costs(mean, variance).double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_of_many_modes_the_nearest_are_summed(precision):
+    """A larger bound, by next to nothing, than the sum of all, which fewer modes are; the same under a coarse autocast."""
+    generator = torch.Generator().manual_seed(0)
+    q = Gaussian(torch.randn(9, 1, 8, generator=generator), torch.full((9, 1, 8), 0.3))
+    many = 50 * NEAREST
+    places, std = torch.randn(many, 8, generator=generator), torch.full((many, 8), 0.4)
+    logits = torch.randn(9, 1, many, generator=generator, requires_grad=True)
+    center, scale = torch.full((9, 1, 8), 0.2), torch.full((9, 1, 8), 1.1)
+    p = Mixture(center, scale, logits, places, std)
+    with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+        found = q.kl(p)
+    mean, variance = (q.mean - center) / scale, (q.std / scale).square()
+    entropy = 0.5 * (variance.log() + 1).sum(-1, keepdim=True)
+    whole = -torch.logsumexp(p.log_weight - p.costs(mean, variance) + entropy, -1).sum(-1)
+    assert (found >= whole - 1e-4).all()
+    assert (found - whole).max() < 0.1
+    assert (found - whole).abs().max() > 0  # else nothing was left out
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert (gradient < 0).any(-1).all()
 
 
 def test_a_code_is_read_at_a_coarser_size_where_there_is_one():
