@@ -25,7 +25,7 @@ ABLATED: dict[str, Row] = {
     "AdamW": {},
     "two evaluations: a draft and one canvas": {"environment": "code:1+bridge:1"},
     "bridge alone": {"environment": "bridge", "horizon": 4, "code_size": None, "code_modes": None},
-    "a drawn draft in place of memory": {"environment": "latent:1+bridge:3", "latent_size": 32, "latent_modes": 512, "code_size": None, "code_modes": None},
+    "a drawn draft in place of memory": {"environment": "latent:1+bridge:3", "latent_size": 32, "latent_modes": 2048, "code_size": None, "code_modes": None},
     "no first look": {"first_look": False},
     "no discount": {"discount": None},
     "a code that pays for all its nats from a fifth of the run on": {"code_kl_weight": 1.0, "code_warmup_steps": 150},
@@ -33,7 +33,7 @@ ABLATED: dict[str, Row] = {
     "64 numbers in a code": {"code_size": 64},
     "1 mode": {"code_modes": 1},
     "64 modes": {"code_modes": 64},
-    "2048 modes": {"code_modes": 2048},
+    "512 modes": {"code_modes": 512},
     "two codes of 16 numbers, one after the other": {"environment": "code:2+bridge:3", "code_size": 16},
 }  # fmt: skip
 """What `goalgen train` chooses for large images; then that with AdamW in place of Muon, and of this less or more of one thing."""

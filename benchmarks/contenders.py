@@ -92,7 +92,7 @@ DIGITS = Setup(
 LARGER = Setup(
     (1, 28, 28), 256, 1_500_000, {"network": "unet"},
     {"batch_size": 64, "learning_rate": 4e-3, "ema": 0.999, "eval_every": 1000, "optimizer": "muon"},
-    {"iw_images": 2, "iw_k": 2}, modes=512, head=2.0, operations=44_000_000, equal="operations",
+    {"iw_images": 2, "iw_k": 2}, modes=2048, head=2.0, operations=44_000_000, equal="operations",
 )  # fmt: skip
 """Convolutions, and what `goalgen train` does by itself. The peers have the same batch, rate and average of weights; of the rates 2e-3
 and 4e-3, tried for flow matching alone, this was the better for it, too. They are trained with AdamW, as their users do, and with the

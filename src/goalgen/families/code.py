@@ -42,7 +42,7 @@ class CodeSettings(config.Settings):
     """Numbers in a code."""
     code_modes: int = 64
     """Gaussians that the S-agent's policy over codes mixes at every step."""
-    code_kl_weight: float = config.of_training(1 / 3)
+    code_kl_weight: float = config.of_training(0.6)
     """Weight of the code's KL in what is learned from, at the end of the run; it rises to it from 0. Below 1 a code tells more than
     it would be worth in nats, as a discount has it. What is reported as the bound counts all of it."""
     code_warmup_steps: int | None = config.of_training(None)

@@ -47,7 +47,7 @@ def suited(shape: tuple[int, int, int], images: int, gpu: bool, colours: int = 2
     else:
         settings |= {"environment": "code:1+bridge:3", "gc_agent": "fixed", "network": "unet"}
         settings |= {"optimizer": "muon", "learning_rate": 4e-3}
-        settings |= {"code_size": 32 * channels, "code_modes": max(1, min(512, images // 50))}
+        settings |= {"code_size": 32 * channels, "code_modes": max(1, min(2048, images // 25))}
         settings |= {"discount": 2.0, "log_snr": (-1.0, 4.0)}
         why = "a code lays them out, a bridge works them out from it, in four evaluations of a U-Net"
         if gpu:
