@@ -120,7 +120,8 @@ def ablation(data: str, title: str) -> str:
         rows.append({**numbers, "variant": variant, "told": told, "train": operations["train"] / 1e6,
                      "sample": operations["sample"] / 1e6, "drawn": cell((r["sampled_images_per_second"] for r in mine), 0)})  # fmt: skip
     return fill("ablation of data", rows, title=title, first=results["rows"][0], seconds=results["seconds"],
-                seeds=seeds(results["rows"]), about=about(results, f"ablation --data {data}"))  # fmt: skip
+                seeds=seeds(results["rows"]), remark=results.get("remark", "") and results["remark"] + " ",
+                about=about(results, f"ablation --data {data}"))  # fmt: skip
 
 
 def zoo() -> str:
