@@ -146,7 +146,7 @@ def test_of_many_modes_the_nearest_are_summed(precision):
     whole = -torch.logsumexp(p.log_weight - p.costs(mean, variance) + entropy, -1).sum(-1)
     assert (found >= whole - 1e-4).all()
     assert (found - whole).max() < 0.1
-    assert (found - whole).abs().max() > 0  # else nothing was left out
+    assert (found - whole).max() > 1e-3  # else nothing was left out
     (gradient,) = torch.autograd.grad(found.sum(), logits)
     assert (gradient < 0).any(-1).all()
 

@@ -197,6 +197,13 @@ class Mixture(Policy):
             score = own - 0.5 * numbers @ torch.cat([inverse, self.mode_mean * inverse], -1).T
         return score.topk(NEAREST, -1, sorted=False).indices
 
+    def of_nearest(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-weights and :meth:`costs` of the :meth:`nearest` modes alone, each (B, P, NEAREST)."""
+        nearest = self.nearest(mean.detach(), variance.detach())
+        places, spread = F.embedding(nearest, torch.cat([self.mode_mean, self.mode_std], -1)).chunk(2, -1)
+        squares = ((mean.unsqueeze(-2) - places).square() + variance.unsqueeze(-2)) / spread.square()
+        return self.log_weight.gather(-1, nearest), 0.5 * squares.sum(-1) + spread.log().sum(-1)
+
     def kl(self, other: Policy) -> Tensor:
         raise NotImplementedError(
             "a mixture has no divergence in closed form; it is the S-agent's policy, not the GC-agent's"
@@ -217,16 +224,11 @@ def _kl_to_mixture(q: Gaussian, p: Mixture) -> Tensor:
     """Divergence from a Gaussian q of choosing a mode, then acting in it: -log sum_c w_c exp(-KL(q || p_c)), (B,) nats.
 
     The GC-agent chooses the mode with the probability that makes the sum of both divergences least, which is what
-    remains. No less than the divergence of the actions alone (Hershey and Olsen 2007, section 7). Of many modes those are
-    summed that add most: a sum of fewer is a larger bound, and one more does not show. (Equation 27)
+    remains. No less than the divergence of the actions alone (Hershey and Olsen 2007, section 7). Of many modes only the
+    nearest are summed: a larger bound, by next to nothing. (Equation 27)
     """
     mean, variance = (q.mean - p.center) / p.scale, q.distribution.variance / p.scale.square()
     entropy = 0.5 * (variance.log() + 1).sum(-1, keepdim=True)  # but for the constant that the modes lack too
-    if len(p.mode_mean) <= 4 * NEAREST:
-        return -torch.logsumexp(p.log_weight - p.costs(mean, variance) + entropy, -1).sum(-1)
-    nearest = p.nearest(mean.detach(), variance.detach())
-    modes = F.embedding(nearest, torch.cat([p.mode_mean, p.mode_std], -1))
-    places, spread = modes.chunk(2, -1)
-    squares = ((mean.unsqueeze(-2) - places).square() + variance.unsqueeze(-2)) / spread.square()
-    costs = 0.5 * squares.sum(-1) + spread.log().sum(-1)
-    return -torch.logsumexp(p.log_weight.gather(-1, nearest) - costs + entropy, -1).sum(-1)
+    many = len(p.mode_mean) > 4 * NEAREST
+    log_weight, costs = p.of_nearest(mean, variance) if many else (p.log_weight, p.costs(mean, variance))
+    return -torch.logsumexp(log_weight - costs + entropy, -1).sum(-1)
